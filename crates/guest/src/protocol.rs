@@ -1,0 +1,144 @@
+//! The protocol between a worker and the guest agent of one machine.
+//!
+//! The channel is a pair of HTTP/1.1 endpoints. The agent serves [`AGENT_SOCKET`]: everything under one sprite of the public
+//! API, passed through as it came, and the worker's own routes under [`INTERNAL`]. The worker serves [`GATEWAY_SOCKET`]:
+//! the object gateway, scoped to this machine's volume, and [`EVENTS`]. In the `ns` driver both are Unix sockets in a
+//! directory that only the worker and the agent see.
+
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// Where the agent finds its [`Boot`] as JSON, inside the machine.
+pub const BOOT_FILE: &str = "/run/puck/boot.json";
+
+/// The directory of the channel, inside the machine.
+pub const CHANNEL: &str = "/run/puck/channel";
+
+/// The agent's socket, in the channel's directory.
+pub const AGENT_SOCKET: &str = "agent.sock";
+
+/// The worker's socket, in the channel's directory.
+pub const GATEWAY_SOCKET: &str = "gateway.sock";
+
+/// The directory of journal, cache and map, inside the machine. All of it but the unsealed tail can be lost.
+pub const DATA: &str = "/data";
+
+/// The mounted base image, inside the machine, read-only.
+pub const BASE: &str = "/base";
+
+/// The prefix of the agent's routes that only the worker may call. A worker never passes a client's path here.
+pub const INTERNAL: &str = "/internal";
+
+/// `PUT`: gives a pooled machine its [`Identity`], or changes it. Answered with 204.
+pub const IDENTITY: &str = "/internal/identity";
+
+/// `POST`: stops the container, seals and ships everything, unmounts; answered with 204 when the bucket has all of it.
+/// The agent then exits with status 0.
+pub const SLEEP: &str = "/internal/sleep";
+
+/// `GET`: the [`Activity`] now.
+pub const ACTIVITY: &str = "/internal/activity";
+
+/// `POST` on the worker's socket: an [`Event`]. Answered with 204.
+pub const EVENTS: &str = "/events";
+
+/// The prefix of the object gateway's routes on the worker's socket: `GET` (with `Range`), `HEAD`, `PUT` (with
+/// `If-None-Match: *` to create only) and `DELETE` of `/objects/KEY`; `GET /objects?prefix=P` lists as [`ObjectList`].
+pub const OBJECTS: &str = "/objects";
+
+/// How many ids a machine has: container id `n` is host id `uid_start + n`.
+pub const UID_COUNT: u32 = 65_536;
+
+/// The user that commands run as, inside the container: `sprite`.
+pub const SPRITE_UID: u32 = 1001;
+
+/// What the agent needs to bring its machine up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// The volume's id, as text.
+    pub volume: String,
+    /// The volume to fork when this one has no log yet: the blank one, as text.
+    pub fork_of: Option<String>,
+    /// The ownership epoch under which the agent writes.
+    pub epoch: u64,
+    /// The digest of the base image that is mounted at [`BASE`].
+    pub image: String,
+    /// The most bytes of local disk for cached blocks.
+    pub cache_bytes_max: u64,
+    /// The host id of the container's root.
+    pub uid_start: u32,
+    /// Name servers for the container.
+    pub dns: Vec<IpAddr>,
+    /// The limits of the container.
+    pub limits: Limits,
+    /// Which sprite this is; `None` in the pool.
+    pub identity: Option<Identity>,
+}
+
+/// The limits of one container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u32,
+}
+
+/// Who a machine is, once it has been given to a sprite.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// `sprite-UUID`.
+    pub id: String,
+    /// The name; also the host name.
+    pub name: String,
+    /// The organization's name.
+    pub organization: String,
+    /// The public URL.
+    pub url: String,
+    /// Default environment of commands.
+    pub environment: BTreeMap<String, String>,
+    /// Seconds without activity until [`Event::Idle`].
+    pub idle_timeout_seconds: u64,
+}
+
+/// What an agent tells its worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The machine could not come up; the agent exits next.
+    Failed {
+        /// Why, for the log and for the caller that waits.
+        reason: String,
+    },
+    /// Nothing has happened for the idle time. Sent again after each further idle time.
+    Idle,
+    /// The container runs and the API answers.
+    Ready,
+}
+
+/// Why a sprite is awake.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Activity {
+    /// Milliseconds since the last activity; 0 while there is any.
+    pub idle_ms: u64,
+    /// What keeps it awake now, for people: `session 12`, `connection`.
+    pub awake_because: Vec<String>,
+}
+
+/// The answer of a list of objects.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectList {
+    /// The objects, ordered by key.
+    pub objects: Vec<ObjectEntry>,
+}
+
+/// One object of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectEntry {
+    /// The whole key.
+    pub key: String,
+    /// Bytes.
+    pub size: u64,
+    /// RFC 3339.
+    pub last_modified: String,
+}
