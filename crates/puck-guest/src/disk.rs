@@ -1,0 +1,305 @@
+//! The disk of this machine: log, volume, block device and ext4 mount, and the order in which they come and go.
+//!
+//! ```text
+//! closed --open--> detached --mount--> mounted --unmount--> detached --close--> closed
+//! ```
+//!
+//! Opening brings the local map and the log together, forking the blank volume when this volume has no log yet. Every mount
+//! uses a new block device, so that I/O of an earlier mount can never reach a restored stack. A mount that fails is
+//! reported and never answered with a fresh disk.
+
+use crate::gateway::Gateway;
+use async_trait::async_trait;
+use guest::protocol::{Boot, DATA};
+use object_store::ObjectStore;
+use replica::{Log, Shipper};
+use rustix::{
+    fs::{Mode, OFlags},
+    mount::{MountFlags, UnmountFlags},
+};
+use std::{
+    fs::{DirBuilder, File},
+    io,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tracing::{error, info};
+use volume::{Checkpoint, Device, NewCheckpoint, Settings, Ship, Volume, VolumeId};
+
+/// Where the volume's ext4 is mounted, inside the machine.
+pub const MOUNT: &str = "/volume";
+
+/// The status with which the agent ends when another worker has taken the sprite over.
+pub const FENCED_STATUS: i32 = 75;
+
+/// What failed on the way to, or on, the disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The block device did not come up or go away.
+    #[error("{action} the block device")]
+    Device {
+        /// `attach` or `detach`.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: volume::Error,
+    },
+    /// The blank volume could not be forked.
+    #[error("fork the blank volume {0}")]
+    Fork(VolumeId, #[source] volume::Error),
+    /// The filesystem refused a freeze, a thaw or a sync.
+    #[error("{action} the filesystem")]
+    Filesystem {
+        /// `freeze`, `thaw` or `sync`.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// An id in the boot parameters does not parse.
+    #[error("read the boot parameters")]
+    Id(#[from] base::id::ParseIdError),
+    /// A local file could not be written.
+    #[error("write {path}")]
+    Local {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The log could not be read or continued.
+    #[error("open the log")]
+    Log(#[source] replica::Error),
+    /// The blank volume has no log.
+    #[error("blank volume {0} is not in the bucket")]
+    NoBlank(VolumeId),
+    /// The ext4 did not mount; nothing on it was changed.
+    #[error("mount {device}")]
+    Mount {
+        /// The loop device.
+        device: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The ext4 is still in use.
+    #[error("unmount the volume")]
+    Unmount(#[source] io::Error),
+    /// The volume itself.
+    #[error("{action} the volume")]
+    Volume {
+        /// `open`, `cut`, ….
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: volume::Error,
+    },
+}
+
+/// The disk. One task owns it and calls its methods one after the other.
+pub struct Disk {
+    volume: Volume,
+    generation: u64,
+    mounted: Option<Mounted>,
+}
+
+struct Mounted {
+    device: Device,
+    filesystem: File,
+}
+
+impl Disk {
+    /// Opens the volume that the boot parameters name; it is not mounted yet.
+    pub async fn open(boot: &Boot, gateway: &Gateway) -> Result<Self, DiskError> {
+        let id: VolumeId = boot.volume.parse()?;
+        let store: Arc<dyn ObjectStore> = Arc::new(gateway.clone());
+        let db = Path::new(DATA).join("map.db");
+        let log = Log::new(store.clone(), volume_log(id));
+        if let Some(source) = &boot.fork_of
+            && log.head().await.map_err(DiskError::Log)?.is_none()
+        {
+            fork_blank(&store, source.parse()?, id, &db).await?;
+        }
+        let (shipper, opened) = log.open(&db, boot.epoch).await.map_err(DiskError::Log)?;
+        info!(volume = %id, epoch = boot.epoch, ?opened, "log is open");
+        let mut settings = Settings::new(id, boot.epoch, DATA.into());
+        settings.cache_bytes_max = boot.cache_bytes_max;
+        let volume = Volume::open(settings, store, Box::new(LogShip(shipper)))
+            .await
+            .map_err(|source| DiskError::Volume { action: "open", source })?;
+        Ok(Self { volume, generation: 0, mounted: None })
+    }
+
+    /// The volume, for its lag, its figures and its checkpoints.
+    pub fn volume(&self) -> &Volume {
+        &self.volume
+    }
+
+    /// Attaches a new block device and mounts its ext4 at [`MOUNT`].
+    pub fn mount(&mut self) -> Result<(), DiskError> {
+        assert!(self.mounted.is_none(), "the owner unmounts before it mounts again");
+        self.generation += 1;
+        let directory = PathBuf::from(format!("/run/puck/device-{}", self.generation));
+        create_private(&directory)?;
+        create_private(Path::new(MOUNT))?;
+        let device = Device::attach(self.volume.clone(), &directory, self.generation)
+            .map_err(|source| DiskError::Device { action: "attach", source })?;
+        match mount_ext4(device.path()) {
+            Ok(filesystem) => {
+                self.mounted = Some(Mounted { device, filesystem });
+                Ok(())
+            }
+            Err(source) => {
+                let path = device.path().to_owned();
+                if let Err(detach) = device.detach() {
+                    error!(error = &detach as &dyn std::error::Error, "detach after a failed mount");
+                }
+                Err(DiskError::Mount { device: path, source })
+            }
+        }
+    }
+
+    /// Unmounts the ext4, which writes back all of it, and ends the block device. Everything that used it must be gone.
+    pub fn unmount(&mut self) -> Result<(), DiskError> {
+        let Some(mounted) = self.mounted.take() else { return Ok(()) };
+        drop(mounted.filesystem);
+        rustix::mount::unmount(MOUNT, UnmountFlags::empty()).map_err(|errno| DiskError::Unmount(errno.into()))?;
+        mounted.device.detach().map_err(|source| DiskError::Device { action: "detach", source })
+    }
+
+    /// A descriptor of the mounted filesystem, for [`sync`].
+    pub fn filesystem(&self) -> io::Result<Option<File>> {
+        self.mounted.as_ref().map(|mounted| mounted.filesystem.try_clone()).transpose()
+    }
+
+    /// Takes a checkpoint of what is mounted. The filesystem is frozen only while a layer is pushed.
+    pub async fn checkpoint(&self, comment: &str, auto: bool) -> Result<Checkpoint, DiskError> {
+        let cut = match self.filesystem().map_err(|source| DiskError::Filesystem { action: "sync", source })? {
+            Some(filesystem) => {
+                let volume = self.volume.clone();
+                tokio::task::spawn_blocking(move || cut_frozen(&filesystem, &volume))
+                    .await
+                    .expect("a cut does not panic")?
+            }
+            None => self.volume.cut().map_err(|source| DiskError::Volume { action: "cut", source })?,
+        };
+        self.volume
+            .checkpoint(cut, NewCheckpoint { comment: comment.to_owned(), auto })
+            .await
+            .map_err(|source| DiskError::Volume { action: "checkpoint", source })
+    }
+
+    /// Puts a new empty layer on the checkpoint's stack. What it replaces stays as an automatic checkpoint.
+    pub async fn restore(&mut self, id: &str) -> Result<Checkpoint, DiskError> {
+        assert!(self.mounted.is_none(), "the owner unmounts before it restores");
+        self.volume.restore(id).await.map_err(|source| DiskError::Volume { action: "restore", source })
+    }
+
+    /// Puts everything into the bucket and ends the volume. The disk must be unmounted.
+    pub async fn close(self) -> Result<(), DiskError> {
+        assert!(self.mounted.is_none(), "the owner unmounts before it closes");
+        self.volume.close().await.map_err(|source| DiskError::Volume { action: "close", source })
+    }
+}
+
+/// Writes back what the filesystem holds in memory.
+pub fn sync(filesystem: &File) -> Result<(), DiskError> {
+    rustix::fs::syncfs(filesystem)
+        .map_err(|errno| DiskError::Filesystem { action: "sync", source: errno.into() })
+}
+
+fn cut_frozen(filesystem: &File, volume: &Volume) -> Result<volume::Cut, DiskError> {
+    // The sync outside of the freeze keeps the freeze short: what is left to write back then is little.
+    sync(filesystem)?;
+    let frozen = Frozen::new(filesystem)?;
+    let cut = volume.cut().map_err(|source| DiskError::Volume { action: "cut", source });
+    frozen.thaw()?;
+    cut
+}
+
+/// A frozen filesystem, thawed at the latest when this is dropped.
+struct Frozen<'a>(Option<&'a File>);
+
+impl<'a> Frozen<'a> {
+    fn new(filesystem: &'a File) -> Result<Self, DiskError> {
+        freeze_ioctl::<FIFREEZE>(filesystem)
+            .map_err(|source| DiskError::Filesystem { action: "freeze", source })?;
+        Ok(Self(Some(filesystem)))
+    }
+
+    fn thaw(mut self) -> Result<(), DiskError> {
+        let filesystem = self.0.take().expect("only thaw and drop take it");
+        freeze_ioctl::<FITHAW>(filesystem).map_err(|source| DiskError::Filesystem { action: "thaw", source })
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        if let Some(filesystem) = self.0.take()
+            && let Err(error) = freeze_ioctl::<FITHAW>(filesystem)
+        {
+            error!(error = &error as &dyn std::error::Error, "thaw the filesystem");
+        }
+    }
+}
+
+/// The kernel's numbers, from `linux/fs.h`: `_IOWR('X', 119, int)` and `_IOWR('X', 120, int)`.
+const FIFREEZE: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<i32>(b'X', 119);
+const FITHAW: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<i32>(b'X', 120);
+
+fn freeze_ioctl<const OPCODE: rustix::ioctl::Opcode>(filesystem: &File) -> io::Result<()> {
+    // SAFETY: both ioctls ignore their argument and touch no memory of ours.
+    unsafe { rustix::ioctl::ioctl(filesystem, rustix::ioctl::NoArg::<OPCODE>::new()) }?;
+    Ok(())
+}
+
+fn mount_ext4(device: &Path) -> io::Result<File> {
+    // `discard` gives deleted blocks back to the bucket; `nosuid` and `nodev` only concern this mount in the machine's root
+    // namespace, since the container sees the volume through an overlay of its own.
+    let flags = MountFlags::NOATIME | MountFlags::NODEV;
+    rustix::mount::mount(device, MOUNT, "ext4", flags, c"discard")?;
+    let directory: OwnedFd = rustix::fs::open(MOUNT, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(File::from(directory))
+}
+
+fn create_private(directory: &Path) -> Result<(), DiskError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|source| DiskError::Local { path: directory.to_owned(), source })
+}
+
+/// The prefix of a volume's log in the bucket.
+fn volume_log(id: VolumeId) -> object_store::path::Path {
+    object_store::path::Path::from(format!("volumes/{id}/log"))
+}
+
+async fn fork_blank(store: &Arc<dyn ObjectStore>, source: VolumeId, id: VolumeId, db: &Path) -> Result<(), DiskError> {
+    let blank = Log::new(store.clone(), volume_log(source));
+    if blank.restore(db).await.map_err(DiskError::Log)?.is_none() {
+        return Err(DiskError::NoBlank(source));
+    }
+    volume::fork(db, id).map_err(|error| DiskError::Fork(source, error))
+}
+
+/// The log, as the volume sees it.
+struct LogShip(Shipper);
+
+#[async_trait]
+impl Ship for LogShip {
+    async fn ship(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        match self.0.ship().await {
+            Ok(_) => Ok(()),
+            Err(replica::Error::Fenced { .. }) => {
+                // Another worker owns the sprite now. Whatever this machine still does would be lost, so it ends at once,
+                // and the worker ends the container with it.
+                error!("another worker has taken this sprite over");
+                std::process::exit(FENCED_STATUS);
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
