@@ -1,0 +1,1 @@
+//! Checks of the tree itself, as tests: `cargo test -p tidy`.
