@@ -1,0 +1,66 @@
+//! The routes that only the worker may call.
+
+use crate::{api::activity::Activity, machine::Machine};
+use axum::{
+    Json, Router,
+    extract::State,
+    http::StatusCode,
+    routing::{get, post, put},
+};
+use guest::protocol::{ACTIVITY, IDENTITY, Identity, SLEEP};
+use std::sync::Arc;
+use tokio::sync::Notify;
+use tracing::error;
+
+/// What the routes work on.
+#[derive(Clone)]
+pub struct Internal {
+    /// The machine.
+    pub machine: Arc<Machine>,
+    /// What keeps it awake.
+    pub activity: Arc<Activity>,
+    /// Told once the machine is asleep and the answer may go out.
+    pub asleep: Arc<Notify>,
+}
+
+/// The routes.
+pub fn router(internal: Internal) -> Router {
+    Router::new()
+        .route(IDENTITY, put(assign))
+        .route(ACTIVITY, get(activity))
+        .route(SLEEP, post(sleep))
+        .with_state(internal)
+}
+
+async fn assign(State(internal): State<Internal>, Json(identity): Json<Identity>) -> Result<StatusCode, StatusCode> {
+    match internal.machine.assign(identity).await {
+        Ok(()) => {
+            internal.activity.touch();
+            Ok(StatusCode::NO_CONTENT)
+        }
+        Err(error) => Err(refuse("assign an identity", &error)),
+    }
+}
+
+async fn activity(State(internal): State<Internal>) -> Json<guest::protocol::Activity> {
+    Json(internal.activity.now())
+}
+
+async fn sleep(State(internal): State<Internal>) -> Result<StatusCode, StatusCode> {
+    // The work goes on in a task of its own, so that a worker that gives up waiting does not leave half a sleep.
+    let asleep = tokio::spawn(async move {
+        let result = internal.machine.sleep().await;
+        internal.asleep.notify_one();
+        result
+    });
+    match asleep.await {
+        Ok(Ok(())) => Ok(StatusCode::NO_CONTENT),
+        Ok(Err(error)) => Err(refuse("sleep", &error)),
+        Err(error) => Err(refuse("sleep", &error)),
+    }
+}
+
+fn refuse(action: &str, error: &dyn std::error::Error) -> StatusCode {
+    error!(error, "{action}");
+    StatusCode::INTERNAL_SERVER_ERROR
+}

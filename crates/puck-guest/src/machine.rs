@@ -1,0 +1,228 @@
+//! The life of a machine's inside: disk up, container up, and down again for a restore, a bounce or a sleep.
+//!
+//! ```text
+//!            boot                    restore: container down, unmount, new stack, mount, container up
+//! (nothing) -----> running ------+   bounce:  container down, container up
+//!                     |  ^       |
+//!                     |  +-------+
+//!                     | sleep: container down, unmount, seal, ship
+//!                     v
+//!                   asleep: the agent ends
+//! ```
+//!
+//! One lock orders the transitions. While the container is down it is withdrawn from the API, whose calls wait for the next
+//! one. A transition that fails leaves a machine that cannot be trusted, so the agent reports it and ends; the worker then
+//! wakes the sprite cold, from what the disk and the bucket hold.
+
+use crate::{
+    api::sandbox::Sandbox,
+    disk::{self, Disk, DiskError, MOUNT},
+    gateway::Gateway,
+};
+use guest::{
+    container::{self, Container, ContainerSpec},
+    protocol::{BASE, Boot, Identity},
+};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use tokio::{
+    sync::{Mutex, MutexGuard, watch},
+    time::MissedTickBehavior,
+};
+use tracing::{error, warn};
+use volume::Checkpoint;
+
+/// How often what the filesystem holds in memory is written back, so that the bucket is never far behind.
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The host name of a machine that is nobody yet.
+const POOL_HOSTNAME: &str = "sprite";
+
+/// What failed in a transition. The machine must end.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The container did not start or stop.
+    #[error("{action} the container")]
+    Container {
+        /// `start` or `stop`.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: container::Error,
+    },
+    /// The disk did not do as it was told.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The machine is asleep or ending.
+    #[error("the machine is going to sleep")]
+    Asleep,
+}
+
+/// The inside of this machine.
+pub struct Machine {
+    boot: Boot,
+    inside: Mutex<Option<Inside>>,
+    identity: watch::Sender<Option<Identity>>,
+    sandbox: watch::Sender<Option<Arc<dyn Sandbox>>>,
+}
+
+struct Inside {
+    disk: Disk,
+    container: Option<Arc<Container>>,
+}
+
+impl Machine {
+    /// Opens and mounts the disk and starts the container.
+    pub async fn boot(boot: Boot, gateway: &Gateway) -> Result<Arc<Self>, MachineError> {
+        let mut disk = Disk::open(&boot, gateway).await?;
+        tokio::task::block_in_place(|| disk.mount())?;
+        let identity = watch::Sender::new(boot.identity.clone());
+        let inside = Mutex::new(Some(Inside { disk, container: None }));
+        let machine = Arc::new(Self { boot, inside, identity, sandbox: watch::Sender::new(None) });
+        machine.start_container(machine.inside().await?.as_mut().expect("just put there")).await?;
+        Ok(machine)
+    }
+
+    /// Who the machine is, as it changes.
+    pub fn identity(&self) -> watch::Receiver<Option<Identity>> {
+        self.identity.subscribe()
+    }
+
+    /// The container that runs, as it changes.
+    pub fn sandbox(&self) -> watch::Receiver<Option<Arc<dyn Sandbox>>> {
+        self.sandbox.subscribe()
+    }
+
+    /// Gives the machine a new identity.
+    pub async fn assign(&self, identity: Identity) -> Result<(), MachineError> {
+        let inside = self.inside().await?;
+        if let Some(container) = inside.as_ref().and_then(|inside| inside.container.as_ref()) {
+            container
+                .set_hostname(&identity.name)
+                .await
+                .map_err(|source| MachineError::Container { action: "name", source })?;
+        }
+        self.identity.send_replace(Some(identity));
+        Ok(())
+    }
+
+    /// Keeps the disk as it is now.
+    pub async fn checkpoint(&self, comment: &str, auto: bool) -> Result<Checkpoint, MachineError> {
+        let inside = self.inside().await?;
+        Ok(inside.as_ref().expect("not asleep").disk.checkpoint(comment, auto).await?)
+    }
+
+    /// The volume, for what needs no transition.
+    pub async fn volume(&self) -> Result<volume::Volume, MachineError> {
+        Ok(self.inside().await?.as_ref().expect("not asleep").disk.volume().clone())
+    }
+
+    /// Makes the disk what it was at a checkpoint. The state before stays as an automatic checkpoint.
+    pub async fn restore(&self, id: &str) -> Result<(), MachineError> {
+        let mut guard = self.inside().await?;
+        let inside = guard.as_mut().expect("not asleep");
+        self.stop_container(inside).await?;
+        tokio::task::block_in_place(|| inside.disk.unmount())?;
+        let restored = inside.disk.restore(id).await;
+        // Whether or not the stack has changed, the sprite goes on with the one that it has now.
+        tokio::task::block_in_place(|| inside.disk.mount())?;
+        self.start_container(inside).await?;
+        restored?;
+        Ok(())
+    }
+
+    /// Kills the container and starts it anew; the disk stays mounted.
+    pub async fn bounce(&self) -> Result<(), MachineError> {
+        let mut guard = self.inside().await?;
+        let inside = guard.as_mut().expect("not asleep");
+        self.stop_container(inside).await?;
+        self.start_container(inside).await
+    }
+
+    /// Ends the container, unmounts, and puts everything into the bucket. The agent ends next.
+    pub async fn sleep(&self) -> Result<(), MachineError> {
+        let mut guard = self.inside().await?;
+        let mut inside = guard.take().expect("not asleep");
+        self.stop_container(&mut inside).await?;
+        tokio::task::block_in_place(|| inside.disk.unmount())?;
+        Ok(inside.disk.close().await?)
+    }
+
+    /// Writes back what the filesystem holds in memory, at every tick, for as long as the machine is awake.
+    pub async fn sync_forever(&self) {
+        let mut ticks = tokio::time::interval(SYNC_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            // A transition syncs by itself, so a tick that meets one has nothing to do.
+            let Ok(inside) = self.inside.try_lock() else { continue };
+            let Some(inside) = inside.as_ref() else { return };
+            match inside.disk.filesystem() {
+                Ok(Some(filesystem)) => {
+                    if let Err(error) = tokio::task::block_in_place(|| disk::sync(&filesystem)) {
+                        warn!(error = &error as &dyn std::error::Error, "write back the filesystem");
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => warn!(error = &error as &dyn std::error::Error, "duplicate a descriptor"),
+            }
+        }
+    }
+
+    /// Starts the container anew whenever it dies by itself. Returns when that fails.
+    pub async fn keep_container(&self) -> MachineError {
+        let mut sandbox = self.sandbox.subscribe();
+        loop {
+            let container = match self.inside().await {
+                Ok(inside) => inside.as_ref().and_then(|inside| inside.container.clone()),
+                Err(_) => std::future::pending().await,
+            };
+            sandbox.borrow_and_update();
+            tokio::select! {
+                () = died(container) => {
+                    error!("the container died; it is started anew");
+                    if let Err(error) = self.bounce().await {
+                        return error;
+                    }
+                }
+                _ = sandbox.changed() => {}
+            }
+        }
+    }
+
+    async fn inside(&self) -> Result<MutexGuard<'_, Option<Inside>>, MachineError> {
+        let inside = self.inside.lock().await;
+        if inside.is_some() { Ok(inside) } else { Err(MachineError::Asleep) }
+    }
+
+    async fn start_container(&self, inside: &mut Inside) -> Result<(), MachineError> {
+        let hostname = self.identity.borrow().as_ref().map_or(POOL_HOSTNAME.to_owned(), |identity| identity.name.clone());
+        let spec = ContainerSpec {
+            base: PathBuf::from(BASE),
+            volume: PathBuf::from(MOUNT),
+            uid_start: self.boot.uid_start,
+            hostname,
+            dns: self.boot.dns.clone(),
+            limits: self.boot.limits,
+            sprite_dir: None,
+        };
+        let container =
+            Container::start(spec).await.map_err(|source| MachineError::Container { action: "start", source })?;
+        let container = Arc::new(container);
+        inside.container = Some(container.clone());
+        self.sandbox.send_replace(Some(container));
+        Ok(())
+    }
+
+    async fn stop_container(&self, inside: &mut Inside) -> Result<(), MachineError> {
+        self.sandbox.send_replace(None);
+        let Some(container) = inside.container.take() else { return Ok(()) };
+        container.stop().await.map_err(|source| MachineError::Container { action: "stop", source })
+    }
+}
+
+async fn died(container: Option<Arc<Container>>) {
+    match container {
+        Some(container) => container.died().await,
+        None => std::future::pending().await,
+    }
+}
