@@ -46,6 +46,12 @@ impl Query {
     }
 }
 
+impl FromIterator<(String, String)> for Query {
+    fn from_iter<T: IntoIterator<Item = (String, String)>>(pairs: T) -> Self {
+        Self(pairs.into_iter().collect())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Query;
