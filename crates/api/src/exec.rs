@@ -5,6 +5,7 @@ use crate::{
     query::{Query, QueryError},
 };
 use jiff::Timestamp;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ pub const HTTP_FRAME_PAYLOAD_MAX: usize = 16 * 1024;
 
 /// An idle socket gets an empty binary message after this long, because some clients cannot ping.
 pub const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// What a query value keeps as it is: letters, digits and the marks that mean nothing in a query.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'/').remove(b'_').remove(b'~');
 
 /// How long a process without a terminal lives on after its client is gone, by default.
 pub const RUN_AFTER_DISCONNECT: Duration = Duration::from_secs(10);
@@ -138,6 +142,27 @@ impl ExecQuery {
     /// Parses the query string of an exec request.
     pub fn parse(raw: &str) -> Result<Self, ExecQueryError> {
         Self::from_query(&Query::parse(raw)?)
+    }
+
+    /// The query string that [`ExecQuery::parse`] reads back.
+    #[must_use]
+    pub fn to_query(&self) -> String {
+        let mut pairs: Vec<(&str, String)> = Vec::new();
+        pairs.extend(self.cmd.iter().map(|arg| ("cmd", arg.clone())));
+        pairs.extend(self.path.iter().map(|path| ("path", path.clone())));
+        pairs.extend(self.env.iter().map(|(key, value)| ("env", format!("{key}={value}"))));
+        pairs.extend(self.dir.iter().map(|dir| ("dir", dir.clone())));
+        if let Some(TerminalSize { rows, cols }) = self.tty {
+            pairs.extend([("tty", "true".into()), ("rows", rows.to_string()), ("cols", cols.to_string())]);
+        }
+        if self.stdin {
+            pairs.push(("stdin", "true".into()));
+        }
+        pairs.extend(self.id.iter().map(|id| ("id", id.clone())));
+        let life = self.max_run_after_disconnect.map(|life| format!("{}ms", life.as_millis()));
+        pairs.extend(life.map(|life| ("max_run_after_disconnect", life)));
+        let encoded = pairs.into_iter().map(|(key, value)| format!("{key}={}", utf8_percent_encode(&value, PLAIN)));
+        encoded.collect::<Vec<_>>().join("&")
     }
 
     /// Reads the parameters from parsed pairs, as the control socket sends them too.
@@ -338,6 +363,22 @@ mod tests {
         assert_eq!(exec.tty, Some(TerminalSize { rows: 30, cols: 100 }));
         assert!(exec.stdin);
         assert_eq!(exec.max_run_after_disconnect, Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn a_query_round_trips() {
+        let exec = ExecQuery {
+            cmd: vec!["sh".into(), "-c".into(), "echo \"a&b\" = ü+1\n".into(), String::new()],
+            path: Some("/bin/sh".into()),
+            env: vec![("A".into(), "b=c d".into())],
+            dir: Some("/tmp/ x".into()),
+            tty: Some(TerminalSize { rows: 30, cols: 100 }),
+            stdin: true,
+            id: Some("7".into()),
+            max_run_after_disconnect: Some(Duration::from_millis(1500)),
+        };
+        assert_eq!(ExecQuery::parse(&exec.to_query()), Ok(exec));
+        assert_eq!(ExecQuery::default().to_query(), "");
     }
 
     #[test]
