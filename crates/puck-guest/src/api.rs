@@ -1,0 +1,171 @@
+//! The HTTP and WebSocket API of one sprite, served by its own agent: exec, files, checkpoints, health.
+//!
+//! Paths arrive as the client sent them, `/v1/sprites/{name}/…`; a name that is not this machine's sprite is answered with
+//! 404. Everything that a client can get wrong is answered with a JSON body ([`answer::Refusal`]); nothing here panics on
+//! foreign input.
+//!
+//! State lives in [`Agent`]: who the machine is, the container that runs now (none while it is being restored or
+//! bounced; commands and file operations wait for the next one), the sessions, and what keeps the sprite awake. The
+//! worker's internal routes and the disk are not known here.
+
+pub(crate) mod activity;
+mod answer;
+mod check;
+pub(crate) mod checkpoints;
+mod exec;
+mod files;
+mod lines;
+pub(crate) mod sandbox;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use self::{
+    activity::Activity, answer::Refusal, checkpoints::Checkpoints, files::Files, sandbox::Sandbox,
+    session::Sessions,
+};
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{HeaderName, HeaderValue, StatusCode},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use guest::protocol::Identity;
+use percent_encoding::percent_decode_str;
+use std::{sync::Arc, time::Duration};
+use tokio::sync::watch;
+
+/// How long a call waits for a container while there is none.
+const SANDBOX_WAIT: Duration = Duration::from_secs(60);
+
+/// What the API works on. One per agent.
+pub(crate) struct Agent {
+    identity: watch::Receiver<Option<Identity>>,
+    sandbox: watch::Receiver<Option<Arc<dyn Sandbox>>>,
+    checkpoints: Arc<dyn Checkpoints>,
+    activity: Arc<Activity>,
+    sessions: Sessions,
+    files: Files,
+}
+
+impl Agent {
+    /// An agent over what the machine publishes: its identity (`None` in the pool) and its running container (`None`
+    /// while it is stopped). A stopped container must be withdrawn before its processes are killed, so that no command
+    /// is started in it meanwhile.
+    pub(crate) fn new(
+        identity: watch::Receiver<Option<Identity>>,
+        sandbox: watch::Receiver<Option<Arc<dyn Sandbox>>>,
+        checkpoints: Arc<dyn Checkpoints>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            identity,
+            sandbox,
+            checkpoints,
+            activity: Activity::new(),
+            sessions: Sessions::default(),
+            files: Files::default(),
+        })
+    }
+
+    /// What keeps the sprite awake now.
+    pub(crate) fn activity(&self) -> &Arc<Activity> {
+        &self.activity
+    }
+
+    /// Returns once nothing has happened for the sprite's idle time, counted from the call at the earliest. Never
+    /// returns while the machine has no identity.
+    pub(crate) async fn idle(&self) {
+        let mut identity = self.identity.clone();
+        loop {
+            let timeout = identity
+                .borrow_and_update()
+                .as_ref()
+                .map(|identity| Duration::from_secs(identity.idle_timeout_seconds));
+            let idle = async {
+                match timeout {
+                    Some(timeout) => self.activity.idle(timeout).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = idle => return,
+                changed = identity.changed() => if changed.is_err() {
+                    // Nobody can change the identity any more, so this one is final.
+                    return match timeout {
+                        Some(timeout) => self.activity.idle(timeout).await,
+                        None => std::future::pending().await,
+                    };
+                },
+            }
+        }
+    }
+
+    /// The container that runs now, or the next one if there is none at the moment.
+    async fn sandbox(&self) -> Result<Arc<dyn Sandbox>, Refusal> {
+        let mut sandbox = self.sandbox.clone();
+        let waited = tokio::time::timeout(SANDBOX_WAIT, sandbox.wait_for(Option::is_some)).await;
+        match waited {
+            Ok(Ok(sandbox)) => sandbox.clone().ok_or_else(Refusal::unavailable),
+            Ok(Err(_)) | Err(_) => Err(Refusal::unavailable()),
+        }
+    }
+}
+
+/// Every route under one sprite that the agent answers.
+pub(crate) fn router(agent: Arc<Agent>) -> Router {
+    let sprite = Router::new()
+        .merge(exec::router())
+        .merge(files::router())
+        .merge(checkpoints::router())
+        .merge(check::router())
+        .fallback(no_such_route);
+    Router::new()
+        .nest("/v1/sprites/{name}", sprite)
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(async || {
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
+        })
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&agent), guard))
+        .with_state(agent)
+}
+
+async fn no_such_route() -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "not found")
+}
+
+/// Around every request: counts it as activity until its body is sent, checks the name, names the version.
+async fn guard(State(agent): State<Arc<Agent>>, request: Request, next: Next) -> Response {
+    let hold = agent.activity.hold(format!(
+        "request {} {}",
+        request.method(),
+        shortened(request.uri().path())
+    ));
+    let known = is_this_sprite(agent.identity.borrow().as_ref(), request.uri().path());
+    let response = if known {
+        next.run(request).await
+    } else {
+        Refusal::new(StatusCode::NOT_FOUND, "sprite not found").into_response()
+    };
+    let mut response = response.map(|body| activity::held(body, hold));
+    response.headers_mut().insert(
+        HeaderName::from_static(api::VERSION_HEADER),
+        HeaderValue::from_static(api::SPRITE_VERSION),
+    );
+    response
+}
+
+/// Whether the path is outside every sprite (an unknown route) or under the sprite that this machine is.
+fn is_this_sprite(identity: Option<&Identity>, path: &str) -> bool {
+    let Some(rest) = path.strip_prefix("/v1/sprites/") else { return true };
+    let name = rest.split('/').next().unwrap_or_default();
+    identity.is_some_and(|identity| {
+        percent_decode_str(name).decode_utf8().is_ok_and(|name| name == identity.name)
+    })
+}
+
+/// The start of a path, since a client may send a very long one and the text is only for people.
+fn shortened(path: &str) -> &str {
+    const CHARS_MAX: usize = 80;
+    path.char_indices().nth(CHARS_MAX).map_or(path, |(end, _)| &path[..end])
+}

@@ -1,0 +1,125 @@
+//! `POST exec`: a command whose output is the body of the answer, one HTTP chunk per frame.
+//!
+//! A client takes each chunk that it reads for one frame, so frames are small, each is flushed by itself, and a pause comes
+//! before the exit frame, which some clients look for in the last two bytes.
+
+use super::{Wire, admit, start};
+use crate::api::{
+    Agent,
+    answer::Refusal,
+    session::{Attached, Input, Piece, Step},
+};
+use api::{
+    exec::{ExecQuery, Frame},
+    query::Query,
+};
+use axum::{
+    body::Body,
+    extract::{RawQuery, State},
+    http::{HeaderValue, StatusCode, header},
+    response::Response,
+};
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
+use tokio::task::JoinHandle;
+
+/// The pause before the exit frame.
+const EXIT_PAUSE: Duration = Duration::from_millis(5);
+
+/// Parameters that make no sense without a socket.
+const SOCKET_ONLY: [&str; 4] = ["cc", "detachable", "id", "tty"];
+
+pub(super) async fn exec(
+    State(agent): State<Arc<Agent>>,
+    RawQuery(raw): RawQuery,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let query = Query::parse(raw.as_deref().unwrap_or_default())
+        .map_err(|error| Refusal::invalid(&error))?;
+    if let Some(name) = SOCKET_ONLY.into_iter().find(|name| query.first(name).is_some()) {
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, format!("{name} needs a WebSocket")));
+    }
+    let query = ExecQuery::from_query(&query).map_err(|error| Refusal::invalid(&error))?;
+    admit(&agent)?;
+    let attached = start(&agent, query, Wire::POST).await?;
+    let input = attached.session.input().cloned();
+    let output = Output {
+        attached,
+        batch: VecDeque::new(),
+        is_first: true,
+        is_over: false,
+        _typing: input.map(|input| AbortOnDrop(tokio::spawn(type_body(body, input)))),
+    };
+    let mut response = Response::new(Body::from_stream(stream::unfold(output, Output::next)));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    Ok(response)
+}
+
+/// Feeds the request's body to the process. A body that breaks off is not the end of input: the process must not take half
+/// of it for the whole.
+async fn type_body(body: Body, input: Input) {
+    let mut body = body.into_data_stream();
+    while let Some(bytes) = body.next().await {
+        match bytes {
+            Ok(bytes) => input.write(Piece::Bytes(bytes)).await,
+            Err(error) => {
+                tracing::debug!(%error, "a request body broke off");
+                return;
+            }
+        }
+    }
+    input.write(Piece::End).await;
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The answer's body. Dropping it, because it is over or because the client is gone, leaves the session.
+struct Output {
+    attached: Attached,
+    batch: VecDeque<Bytes>,
+    is_first: bool,
+    is_over: bool,
+    _typing: Option<AbortOnDrop>,
+}
+
+impl Output {
+    async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
+        if self.is_over {
+            return None;
+        }
+        // Returning to the server between frames makes it flush, so that no two frames share a write.
+        if !self.is_first {
+            tokio::task::yield_now().await;
+        }
+        self.is_first = false;
+        let frame = match self.batch.pop_front() {
+            Some(frame) => frame,
+            None => self.read().await,
+        };
+        Some((Ok(frame), self))
+    }
+
+    async fn read(&mut self) -> Bytes {
+        let mut batch = Vec::new();
+        match self.attached.reader.next(&mut batch).await {
+            Step::Frames => {
+                self.batch.extend(batch);
+                self.batch.pop_front().unwrap_or_default()
+            }
+            Step::End(code) => {
+                self.is_over = true;
+                tokio::time::sleep(EXIT_PAUSE).await;
+                Frame::Exit(code).encode().into()
+            }
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Files: read, write, list, delete, strictly inside the container's root.
+//!
+//! Every path is resolved by the kernel relative to a descriptor of the root, with `RESOLVE_IN_ROOT` and without magic
+//! links, so `..` and symbolic links cannot leave it. Operations run as the user `sprite`, or with `asRoot=true` as the
+//! container's root, never as the host's root ([`actor`]). A write that `sprite` may not do is done as the container's root,
+//! since clients write to places such as `/root` and `/etc` without asking for it; what is new under the home directory
+//! then belongs to `sprite` all the same. Reads, lists and deletes have no such second try.
+//!
+//! Only regular files are read and written; a FIFO or a device is refused without being opened. Contents stream in
+//! pieces, so memory does not grow with the file.
+
+mod actor;
+mod delete;
+mod error;
+mod glob;
+mod list;
+mod path;
+mod read;
+mod root;
+mod write;
+
+use self::{
+    error::FileError,
+    path::{InvalidPath, SpritePath},
+    root::Root,
+};
+use super::{Agent, answer::Refusal};
+use ::api::query::Query;
+use axum::{
+    Router,
+    routing::{delete, get, put},
+};
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// The most file operations that use a thread at once; more wait.
+const OPERATIONS_MAX: usize = 64;
+
+/// The routes.
+pub(super) fn router() -> Router<Arc<Agent>> {
+    Router::new()
+        .route("/fs/read", get(read::read))
+        .route("/fs/write", put(write::write))
+        .route("/fs/list", get(list::list))
+        .route("/fs/delete", delete(delete::delete))
+}
+
+/// What file operations share.
+#[derive(Debug, Clone)]
+pub(super) struct Files {
+    operations: Arc<Semaphore>,
+}
+
+impl Default for Files {
+    fn default() -> Self {
+        Self { operations: Arc::new(Semaphore::new(OPERATIONS_MAX)) }
+    }
+}
+
+/// What every file call says.
+struct Call {
+    query: Query,
+    path: SpritePath,
+    actor: actor::Actor,
+}
+
+impl Call {
+    fn parse(raw: Option<&str>) -> Result<Self, Refusal> {
+        let query =
+            Query::parse(raw.unwrap_or_default()).map_err(|error| Refusal::invalid(&error))?;
+        let path = SpritePath::of(query.first("path"), query.first("workingDir"))
+            .map_err(InvalidPath::refusal)?;
+        let actor = if query.flag("asRoot") { actor::Actor::Root } else { actor::Actor::Sprite };
+        Ok(Self { query, path, actor })
+    }
+}
+
+/// Does `work` on the root of the present container, as `actor`.
+async fn act<T: Send + 'static>(
+    agent: &Agent,
+    actor: actor::Actor,
+    work: impl FnOnce(&Root) -> Result<T, FileError> + Send + 'static,
+) -> Result<T, Refusal> {
+    let sandbox = agent.sandbox().await?;
+    let root = Root::open(sandbox.as_ref()).map_err(FileError::into_refusal)?;
+    actor::act(&agent.files.operations, actor, sandbox.uid_start(), move || work(&root))
+        .await
+        .and_then(std::convert::identity)
+        .map_err(FileError::into_refusal)
+}
