@@ -1,0 +1,221 @@
+//! Commands in a sprite: started, watched to their end, left running, found again.
+//!
+//! A command without a terminal is over when its connection is: the server ends it soon after. A session with a terminal
+//! lives on in the sprite. The client leaves it on Ctrl+\ and says how to come back; when the connection drops, the client
+//! tries for a while to come back by itself.
+//!
+//! Parts: [`socket`] opens the connection, [`pump`] moves bytes between it and the process's own streams, [`http`] does the
+//! same over a plain request where web sockets do not get through, [`controls`] brings what arrives beside the streams:
+//! signals, and a new size of the terminal.
+
+mod controls;
+mod http;
+mod pump;
+mod socket;
+
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    client::{Client, encode},
+    exit::Exit,
+    output::{self, OutputError},
+    spinner,
+    terminal::{self, Modes, RawMode},
+    transport::TransportError,
+};
+use api::{exec::ExecQuery, name::SpriteName};
+use base::backoff::Backoff;
+use controls::{Controls, Signal};
+use pump::{Lost, Mode, Outcome, Streams};
+use socket::Socket;
+use std::{io, time::Duration};
+use tokio::io::AsyncWriteExt;
+
+/// Waits between the tries to come back to a session: about 20 s in all.
+const RECONNECT: (Duration, Duration, u32) =
+    (Duration::from_millis(250), Duration::from_secs(4), 8);
+
+/// Why a command's end is not known.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExecError {
+    /// The connection broke while the command ran.
+    #[error("the connection was lost before the command ended")]
+    Lost(#[source] Lost),
+    /// The terminal refuses raw mode.
+    #[error("switch the terminal to raw mode")]
+    Raw(#[source] io::Error),
+    /// A session that ended while the client was away.
+    #[error("session {id} of {sprite} has ended")]
+    SessionEnded { sprite: SpriteName, id: String },
+    /// A session whose connection does not come back.
+    #[error(
+        "the connection to session {id} was lost; it may still be running: puck attach {id} -s {sprite}"
+    )]
+    SessionLost { sprite: SpriteName, id: String },
+    /// The connection could not be opened.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// Standard output or standard error did not take what the command printed.
+    #[error("write what the command printed")]
+    Write(#[source] io::Error),
+}
+
+/// Runs a command without a terminal to its end. With `plain_request` no web socket is tried.
+pub(crate) async fn run(
+    client: &Client,
+    sprite: &SpriteName,
+    query: &ExecQuery,
+    plain_request: bool,
+) -> anyhow::Result<Exit> {
+    let mut streams = Streams::of_process();
+    let mut controls = Controls::of_process().map_err(ExecError::Raw)?;
+    let mut opened = None;
+    if !plain_request {
+        match open(client, sprite, None, query).await {
+            Ok(socket) => opened = Some(socket),
+            Err(error) if error.is_worth_a_plain_request() => {
+                client
+                    .endpoint()
+                    .tell(format_args!("no web socket ({error}), trying a plain request"));
+            }
+            Err(error) => return Err(ExecError::from(error).into()),
+        }
+    }
+    let outcome = match opened {
+        Some(mut socket) => {
+            pump::pump(&mut socket, Mode::Frames, &mut streams, &mut controls).await
+        }
+        None => http::run(client.endpoint(), sprite, query, &mut streams, &mut controls)
+            .await
+            .map_err(ExecError::from)?,
+    };
+    finish(outcome)
+}
+
+/// Runs a command with a terminal until it ends or the user leaves it.
+pub(crate) async fn run_terminal(
+    client: &Client,
+    sprite: &SpriteName,
+    query: &ExecQuery,
+) -> anyhow::Result<Exit> {
+    let socket = open(client, sprite, None, query).await.map_err(ExecError::from)?;
+    converse(client, sprite, socket).await
+}
+
+/// Comes back to a session. One without a terminal is shown from the start of what is kept of its output.
+pub(crate) async fn attach(client: &Client, sprite: &SpriteName, id: &str) -> anyhow::Result<Exit> {
+    let query = ExecQuery { tty: Some(terminal::size()), stdin: true, ..ExecQuery::default() };
+    let mut socket = open(client, sprite, Some(id), &query).await.map_err(ExecError::from)?;
+    if socket.session().is_some_and(|session| session.tty) {
+        return converse(client, sprite, socket).await;
+    }
+    let mut controls = Controls::of_process().map_err(ExecError::Raw)?;
+    finish(pump::pump(&mut socket, Mode::Frames, &mut Streams::of_process(), &mut controls).await)
+}
+
+async fn open(
+    client: &Client,
+    sprite: &SpriteName,
+    session: Option<&str>,
+    query: &ExecQuery,
+) -> Result<Socket, TransportError> {
+    let target = target(sprite, session, query);
+    spinner::during(format!("Waking {sprite}"), Socket::open(client.endpoint(), &target)).await
+}
+
+/// The path and query of a new command, or of a session.
+fn target(sprite: &SpriteName, session: Option<&str>, query: &ExecQuery) -> String {
+    let session = session.map(|id| format!("/{}", encode(id))).unwrap_or_default();
+    format!("/v1/sprites/{sprite}/exec{session}?{}", query.to_query())
+}
+
+/// Connects the user's terminal with a session until it ends, the user leaves, or the connection is lost for good.
+async fn converse(
+    client: &Client,
+    sprite: &SpriteName,
+    mut socket: Socket,
+) -> anyhow::Result<Exit> {
+    let id = socket.session().map(|session| session.id.clone());
+    let mut streams = Streams::of_process();
+    let mut controls = Controls::of_process().map_err(ExecError::Raw)?;
+    let mut modes = Modes::default();
+    let raw = RawMode::enter().map_err(ExecError::Raw)?;
+    let is_interactive = raw.is_some();
+    let end = loop {
+        let mode = Mode::Terminal { is_interactive, modes: &mut modes };
+        match (pump::pump(&mut socket, mode, &mut streams, &mut controls).await, &id) {
+            (Outcome::Lost(lost), Some(id)) if is_interactive => {
+                client.endpoint().tell(format_args!("connection lost: {lost}\r"));
+                match reconnect(client, sprite, id, &mut streams).await {
+                    Ok(Some(reconnected)) => socket = reconnected,
+                    Ok(None) => break Ok(Outcome::Detached),
+                    Err(error) => break Err(error),
+                }
+            }
+            (outcome, _) => break Ok(outcome),
+        }
+    };
+    if !matches!(end, Ok(Outcome::Exited(_))) {
+        // The program still runs or went without a word, so what it did to the terminal is undone for it. A terminal that
+        // does not take this is gone.
+        drop(streams.stdout.write_all(modes.reset().as_bytes()).await);
+        drop(streams.stdout.flush().await);
+    }
+    drop(raw);
+    match (end?, id) {
+        (Outcome::Detached, Some(id)) => {
+            output::note(&format!(
+                "\nDetached from session {id}. Come back with: puck attach {id} -s {sprite}\n"
+            ));
+            Ok(Exit::SUCCESS)
+        }
+        (outcome, _) => finish(outcome),
+    }
+}
+
+/// Tries to come back to a session whose connection dropped. `None` if the user gives up first.
+async fn reconnect(
+    client: &Client,
+    sprite: &SpriteName,
+    id: &str,
+    streams: &mut Streams,
+) -> Result<Option<Socket>, ExecError> {
+    output::note(&format!(
+        "\r\n[puck] connection lost, reconnecting to session {id} (Ctrl+\\ to leave)\r\n"
+    ));
+    let query = ExecQuery { tty: Some(terminal::size()), stdin: true, ..ExecQuery::default() };
+    let target = target(sprite, Some(id), &query);
+    let (first, most, tries) = RECONNECT;
+    let retry = async {
+        for wait in Backoff::new(first, most, tries) {
+            match Socket::open(client.endpoint(), &target).await {
+                Ok(socket) => return Ok(Some(socket)),
+                Err(TransportError::Refused(refusal)) if refusal.status < 500 => {
+                    return Err(ExecError::SessionEnded { sprite: sprite.clone(), id: id.into() });
+                }
+                Err(error) => client.endpoint().tell(format_args!("{error}\r")),
+            }
+            tokio::time::sleep(wait).await;
+        }
+        Err(ExecError::SessionLost { sprite: sprite.clone(), id: id.into() })
+    };
+    tokio::select! {
+        reconnected = retry => reconnected,
+        () = pump::leave_key(&mut streams.stdin) => Ok(None),
+    }
+}
+
+/// The exit code of an outcome, or the error that it is.
+fn finish(outcome: Outcome) -> anyhow::Result<Exit> {
+    match outcome {
+        Outcome::Detached => Ok(Exit::SUCCESS),
+        Outcome::Exited(code) => Ok(Exit(code)),
+        Outcome::Interrupted(Signal { number, .. }) => Ok(Exit(128 + number)),
+        Outcome::Lost(lost) => Err(ExecError::Lost(lost).into()),
+        Outcome::Unwritten(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Err(OutputError::Closed.into())
+        }
+        Outcome::Unwritten(error) => Err(ExecError::Write(error).into()),
+    }
+}

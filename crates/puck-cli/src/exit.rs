@@ -1,0 +1,56 @@
+//! How the process ends: its exit code, and the one line that says why.
+//!
+//! A command's own code is passed through, so the client keeps to few codes of its own: 1 when something failed, 2 when the
+//! command line was wrong, `128 + n` when signal `n` ended the client.
+
+use crate::{client::ClientError, transport::TransportError};
+
+/// The exit code of a process whose standard output was closed: `128 + SIGPIPE`.
+const OUTPUT_CLOSED: u8 = 128 + 13;
+
+/// An exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Exit(pub(crate) u8);
+
+impl Exit {
+    pub(crate) const SUCCESS: Self = Self(0);
+    pub(crate) const FAILURE: Self = Self(1);
+    pub(crate) const USAGE: Self = Self(2);
+    pub(crate) const OUTPUT_CLOSED: Self = Self(OUTPUT_CLOSED);
+}
+
+/// What the command line asked for cannot be meant, found only after parsing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsageError(pub(crate) String);
+
+/// The code for a failed command.
+pub(crate) fn code(error: &anyhow::Error) -> Exit {
+    if error.is::<UsageError>() { Exit::USAGE } else { Exit::FAILURE }
+}
+
+/// The line for a failed command: what was tried, what went wrong and, where it is known, what to do.
+pub(crate) fn line(error: &anyhow::Error) -> String {
+    let refusal = error.chain().find_map(|cause| {
+        let client = cause.downcast_ref::<ClientError>().and_then(ClientError::refusal);
+        client.or_else(|| cause.downcast_ref::<TransportError>().and_then(TransportError::refusal))
+    });
+    let unreachable = error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(ClientError::Unreachable { .. }))
+            || matches!(
+                cause.downcast_ref(),
+                Some(TransportError::Connect { .. } | TransportError::ConnectTimeout { .. })
+            )
+    });
+    let hint = match refusal {
+        Some(refusal) => refusal.hint(),
+        None if unreachable => {
+            Some("is the server running? SPRITES_API_URL says where it is looked for".into())
+        }
+        None => None,
+    };
+    match hint {
+        Some(hint) => format!("error: {error:#} ({hint})"),
+        None => format!("error: {error:#}"),
+    }
+}
