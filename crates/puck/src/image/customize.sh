@@ -15,6 +15,9 @@ if [ -n "$(ls "$PUCK_BUILD/certificates")" ]; then
     chroot "$root" update-ca-certificates --fresh >/dev/null
 fi
 
+# Without systemd nothing opens unprivileged ICMP, and without setcap Debian's package does not do it either.
+chmod u+s "$root/usr/bin/ping"
+
 cp "$PUCK_BUILD/pip.conf" "$root/etc/pip.conf"
 printf 'LANG=C.UTF-8\n' >"$root/etc/default/locale"
 
@@ -42,4 +45,4 @@ dpkg-query --admindir="$root/var/lib/dpkg" --show --showformat '${Package} ${Ver
 find "$root/var/log" -type f -delete
 rm -rf "$root"/etc/passwd- "$root"/etc/group- "$root"/etc/shadow- "$root"/etc/gshadow- "$root"/etc/.pwd.lock \
     "$root"/var/lib/dpkg/*-old "$root"/var/cache/debconf/*-old "$root"/var/cache/ldconfig/* "$root"/var/cache/apt/* \
-    "$root"/root/.wget-hsts "$root"/tmp/* "$root"/var/tmp/*
+    "$root"/var/lib/apt/lists/* "$root"/tmp/* "$root"/var/tmp/*
