@@ -1,0 +1,254 @@
+//! The local cache: sealed blocks in `cache.img`, a sparse file with the volume's geometry.
+//!
+//! A block lies at its own offset, so all that must be kept in memory is which blocks are there: one entry of a hash table
+//! per extent of 64 KiB that has any. Above `bytes_max`, extents leave by the policy of [`queue`], with a hole punched.
+//!
+//! # Validity
+//!
+//! A present block is the map's current block. Whoever changes the map removes what changes first, which also ends every
+//! fill that began before ([`Ticket`]). On top of that, readers check each block's CRC32C against the map, so a damaged or
+//! wiped file costs a read from the bucket and nothing else.
+//!
+//! What is present survives a clean close in `cache.index`, which counts only for exactly the map's position and head.
+
+mod index;
+mod queue;
+
+use crate::{
+    BLOCK_BYTES, byte_offset,
+    error::{Attempt as _, Error},
+    sync::lock,
+};
+pub(crate) use index::Tag;
+use queue::Queue;
+use rustix::fs::{FallocateFlags, fallocate};
+use std::{
+    collections::HashMap,
+    fs::{File, OpenOptions},
+    io,
+    ops::Range,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+/// The blocks of an extent: 64 KiB, the size of a segment's run.
+const EXTENT_BLOCKS: u32 = 16;
+
+/// The cache of one volume.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    file: File,
+    index_path: PathBuf,
+    bytes_max: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The present blocks of each extent that has any, one bit each.
+    present: HashMap<u32, u16>,
+    queue: Queue,
+    blocks: u64,
+    /// Counts removals, so that a fill which began before one is refused.
+    removals: u64,
+}
+
+/// Proof of when a reader looked at the map. A fill with a ticket from before a change of the map is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ticket(u64);
+
+impl Cache {
+    /// Opens or creates the cache in a directory. What it held counts only if it was saved with the same tag.
+    pub(crate) fn open(dir: &Path, bytes_max: u64, tag: &Tag) -> Result<Self, Error> {
+        let path = dir.join("cache.img");
+        let index_path = dir.join("cache.index");
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = file.attempt("open the cache")?;
+        let mut state = State::default();
+        let saved = index::load(&index_path, tag);
+        // The index must never outlive a change of the cache, so it goes before the first one.
+        index::remove(&index_path).attempt("remove the cache's index")?;
+        match saved {
+            Some(extents) => {
+                for (extent, blocks) in extents {
+                    state.add(extent, blocks);
+                }
+            }
+            None => file.set_len(0).attempt("empty the cache")?,
+        }
+        file.set_len(crate::VOLUME_BYTES).attempt("size the cache")?;
+        Ok(Self { file, index_path, bytes_max, state: Mutex::new(state) })
+    }
+
+    /// A ticket for blocks that are about to be looked up in the map and read from the bucket.
+    pub(crate) fn ticket(&self) -> Ticket {
+        Ticket(lock(&self.state).removals)
+    }
+
+    /// Reads the blocks that are present. `each` gets every one of them with its bytes; the others are left out.
+    pub(crate) fn read(&self, blocks: Range<u32>, mut each: impl FnMut(u32, &[u8])) {
+        let mut buffer = Vec::new();
+        for run in self.present_runs(blocks) {
+            buffer.resize(run.len() * BLOCK_BYTES, 0);
+            // An error is a miss. The disk's own trouble shows up where it matters, in the journal.
+            if self.file.read_exact_at(&mut buffer, byte_offset(run.start)).is_ok() {
+                run.zip(buffer.chunks(BLOCK_BYTES)).for_each(|(block, data)| each(block, data));
+            }
+        }
+    }
+
+    /// What the present blocks take.
+    pub(crate) fn bytes(&self) -> u64 {
+        lock(&self.state).blocks * BLOCK_BYTES as u64
+    }
+
+    /// Whether a block is present. It may be evicted at any time.
+    pub(crate) fn has(&self, block: u32) -> bool {
+        let state = lock(&self.state);
+        state.present.get(&(block / EXTENT_BLOCKS)).is_some_and(|bits| bits & bit(block) != 0)
+    }
+
+    /// The present parts of a range. Marks their extents as used.
+    fn present_runs(&self, blocks: Range<u32>) -> Vec<Range<u32>> {
+        let mut state = lock(&self.state);
+        let mut runs: Vec<Range<u32>> = Vec::new();
+        for (extent, mask) in extents_of(&blocks) {
+            let present = state.present.get(&extent).copied().unwrap_or(0) & mask;
+            if present == 0 {
+                continue;
+            }
+            state.queue.used(extent);
+            for offset in (0..EXTENT_BLOCKS).filter(|offset| present & (1 << offset) != 0) {
+                let block = extent * EXTENT_BLOCKS + offset;
+                match runs.last_mut() {
+                    Some(run) if run.end == block => run.end += 1,
+                    _ => runs.push(block..block + 1),
+                }
+            }
+        }
+        runs
+    }
+
+    /// Puts consecutive blocks in, unless the map has changed since the ticket. Failure to write is no failure: the blocks
+    /// are not present then.
+    pub(crate) fn fill(&self, ticket: Ticket, first: u32, data: &[u8]) {
+        let count = u32::try_from(data.len() / BLOCK_BYTES).expect("a fill is bounded");
+        let mut state = lock(&self.state);
+        if self.bytes_max == 0 || Ticket(state.removals) != ticket {
+            return;
+        }
+        if let Err(error) = self.file.write_all_at(data, byte_offset(first)) {
+            tracing::debug!(%error, "cannot write to the cache");
+            return;
+        }
+        for (extent, mask) in extents_of(&(first..first + count)) {
+            state.add(extent, mask);
+        }
+        self.evict(&mut state);
+    }
+
+    /// Takes blocks out, because the map is about to say something else about them.
+    pub(crate) fn remove(&self, ranges: impl IntoIterator<Item = Range<u32>>) -> Ticket {
+        let mut state = lock(&self.state);
+        state.removals += 1;
+        for range in ranges {
+            state.remove(&range);
+        }
+        Ticket(state.removals)
+    }
+
+    /// Gives the space of blocks back that are zero now. They must have been removed.
+    pub(crate) fn punch(&self, range: Range<u32>) {
+        let state = lock(&self.state);
+        if extents_of(&range)
+            .all(|(extent, mask)| state.present.get(&extent).is_none_or(|bits| bits & mask == 0))
+        {
+            self.punch_hole(range);
+        }
+    }
+
+    /// Remembers what is present. The cache must not change any more.
+    pub(crate) fn save(&self, tag: &Tag) -> io::Result<()> {
+        let state = lock(&self.state);
+        index::save(
+            &self.index_path,
+            tag,
+            state.present.iter().map(|(extent, bits)| (*extent, *bits)),
+        )
+    }
+
+    fn evict(&self, state: &mut State) {
+        while state.blocks * BLOCK_BYTES as u64 > self.bytes_max {
+            let Some(extent) = state.queue.evict() else { break };
+            let bits = state.present.remove(&extent).unwrap_or(0);
+            state.blocks -= u64::from(bits.count_ones());
+            self.punch_hole(extent * EXTENT_BLOCKS..(extent + 1) * EXTENT_BLOCKS);
+        }
+    }
+
+    fn punch_hole(&self, range: Range<u32>) {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let (offset, length) = (byte_offset(range.start), byte_offset(range.end - range.start));
+        if let Err(error) = fallocate(&self.file, flags, offset, length) {
+            tracing::debug!(%error, "cannot give space of the cache back");
+        }
+    }
+}
+
+impl State {
+    fn add(&mut self, extent: u32, mask: u16) {
+        let bits = self.present.entry(extent).or_insert(0);
+        if *bits == 0 {
+            self.queue.insert(extent);
+        }
+        self.blocks += u64::from((mask & !*bits).count_ones());
+        *bits |= mask;
+    }
+
+    fn remove(&mut self, range: &Range<u32>) {
+        // A discard of the whole volume has more extents than the cache: then look at what is here instead.
+        let extents = range.end.div_ceil(EXTENT_BLOCKS).saturating_sub(range.start / EXTENT_BLOCKS);
+        let touched: Vec<(u32, u16)> = if extents as usize > self.present.len() {
+            let all = self.present.keys().copied().collect::<Vec<_>>();
+            all.into_iter()
+                .filter_map(|extent| mask_of(extent, range).map(|mask| (extent, mask)))
+                .collect()
+        } else {
+            extents_of(range).collect()
+        };
+        for (extent, mask) in touched {
+            let Some(bits) = self.present.get_mut(&extent) else { continue };
+            self.blocks -= u64::from((*bits & mask).count_ones());
+            *bits &= !mask;
+            if *bits == 0 {
+                self.present.remove(&extent);
+                self.queue.remove(extent);
+            }
+        }
+    }
+}
+
+fn bit(block: u32) -> u16 {
+    1 << (block % EXTENT_BLOCKS)
+}
+
+/// The extents that a range touches, with the bits of its blocks.
+fn extents_of(range: &Range<u32>) -> impl Iterator<Item = (u32, u16)> {
+    let range = range.clone();
+    (range.start / EXTENT_BLOCKS..range.end.div_ceil(EXTENT_BLOCKS))
+        .filter_map(move |extent| mask_of(extent, &range).map(|mask| (extent, mask)))
+}
+
+fn mask_of(extent: u32, range: &Range<u32>) -> Option<u16> {
+    let first = extent * EXTENT_BLOCKS;
+    let (start, end) = (range.start.max(first), range.end.min(first + EXTENT_BLOCKS));
+    if start >= end {
+        return None;
+    }
+    Some((start..end).map(bit).fold(0, |mask, bit| mask | bit))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,79 @@
+//! The cache holds what it was given, within its bound, and nothing after a change of the map.
+
+use super::{Cache, Tag};
+use crate::{BLOCK_BYTES, VolumeId, journal::Position, map::LayerId};
+use std::os::unix::fs::MetadataExt as _;
+
+fn tag() -> Tag {
+    Tag { volume: VolumeId::now(), position: Position { epoch: 1, sequence: 1 }, head: LayerId(1) }
+}
+
+fn blocks(first: u8, count: usize) -> Vec<u8> {
+    (0..count).flat_map(|index| vec![first + u8::try_from(index).unwrap(); BLOCK_BYTES]).collect()
+}
+
+fn read(cache: &Cache, range: std::ops::Range<u32>) -> Vec<(u32, u8)> {
+    let mut seen = Vec::new();
+    cache.read(range, |block, data| seen.push((block, data[0])));
+    seen
+}
+
+#[test]
+fn returns_what_is_present_and_skips_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), 1 << 20, &tag()).unwrap();
+    cache.fill(cache.ticket(), 14, &blocks(1, 4));
+    cache.fill(cache.ticket(), 30, &blocks(9, 1));
+    assert_eq!(read(&cache, 0..64), [(14, 1), (15, 2), (16, 3), (17, 4), (30, 9)]);
+    cache.remove([15..17]);
+    assert_eq!(read(&cache, 0..64), [(14, 1), (17, 4), (30, 9)]);
+    assert!(cache.has(14) && !cache.has(15));
+}
+
+#[test]
+fn a_fill_from_before_a_removal_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), 1 << 20, &tag()).unwrap();
+    let ticket = cache.ticket();
+    cache.remove([5..6]);
+    cache.fill(ticket, 5, &blocks(1, 1));
+    assert_eq!(read(&cache, 0..16), []);
+}
+
+#[test]
+fn never_holds_more_than_its_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let bound = 64 * BLOCK_BYTES as u64;
+    let cache = Cache::open(dir.path(), bound, &tag()).unwrap();
+    for extent in 0..100 {
+        cache.fill(cache.ticket(), extent * 16, &blocks(1, 16));
+    }
+    let present = read(&cache, 0..1600).len() as u64 * BLOCK_BYTES as u64;
+    assert!(present <= bound && present > bound / 2, "{present}");
+    let allocated = std::fs::metadata(dir.path().join("cache.img")).unwrap().blocks() * 512;
+    assert!(allocated <= bound + (64 << 10), "{allocated}");
+}
+
+#[test]
+fn content_survives_a_clean_close_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let tag = tag();
+    let cache = Cache::open(dir.path(), 1 << 20, &tag).unwrap();
+    cache.fill(cache.ticket(), 3, &blocks(7, 2));
+    cache.save(&tag).unwrap();
+    drop(cache);
+    let cache = Cache::open(dir.path(), 1 << 20, &tag).unwrap();
+    assert_eq!(read(&cache, 0..16), [(3, 7), (4, 8)]);
+    drop(cache);
+    let cache = Cache::open(dir.path(), 1 << 20, &tag).unwrap();
+    assert_eq!(read(&cache, 0..16), [], "it was not closed cleanly");
+}
+
+#[test]
+fn a_discard_of_everything_is_quick_and_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), 1 << 20, &tag()).unwrap();
+    cache.fill(cache.ticket(), 3, &blocks(7, 2));
+    cache.remove([0..crate::VOLUME_BLOCKS]);
+    assert_eq!(read(&cache, 0..16), []);
+}

@@ -1,0 +1,226 @@
+//! Checkpoints in the map: ids on frozen layers.
+
+use super::{LayerId, Map, head, push_layer, resolve, stack_of};
+use crate::{
+    error::{Attempt as _, Error, ErrorKind},
+    sync::lock,
+};
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
+use std::collections::{BTreeSet, HashMap};
+
+/// A checkpoint as the map stores it.
+#[derive(Debug, Clone)]
+pub(crate) struct CheckpointRow {
+    pub id: String,
+    pub layer: LayerId,
+    pub created: Timestamp,
+    pub comment: String,
+    pub auto: bool,
+    pub source: Option<String>,
+    pub history: Vec<String>,
+}
+
+/// The columns of a new checkpoint.
+#[derive(Debug)]
+pub(crate) struct NewRow<'a> {
+    pub layer: LayerId,
+    pub created: Timestamp,
+    pub comment: &'a str,
+    pub auto: bool,
+}
+
+impl Map {
+    /// Puts a checkpoint on a frozen layer of the live stack, which grows from it from now on.
+    pub(crate) fn add_checkpoint(&self, new: &NewRow<'_>) -> Result<CheckpointRow, Error> {
+        let mut connection = lock(&self.write);
+        let transaction = connection.transaction().attempt("begin a transaction")?;
+        let id = insert(&transaction, new)?;
+        transaction.execute("UPDATE volume SET base = ?1", [&id]).attempt("move the base")?;
+        transaction.commit().attempt("commit a checkpoint")?;
+        checkpoint(&connection, &id)
+    }
+
+    /// All checkpoints, newest first.
+    pub(crate) fn checkpoints(&self) -> Result<Vec<CheckpointRow>, Error> {
+        all(&lock(&self.read).connection)
+    }
+
+    /// The checkpoint that the live state grew from.
+    pub(crate) fn base(&self) -> Result<Option<String>, Error> {
+        base(&lock(&self.read).connection)
+    }
+
+    /// Forgets a checkpoint; its layer is merged later.
+    pub(crate) fn delete_checkpoint(&self, id: &str) -> Result<(), Error> {
+        let mut connection = lock(&self.write);
+        let transaction = connection.transaction().attempt("begin a transaction")?;
+        if base(&transaction)?.as_deref() == Some(id) {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("cannot delete the checkpoint you are on: {id}"),
+            ));
+        }
+        if transaction
+            .execute("DELETE FROM checkpoint WHERE id = ?1", [id])
+            .attempt("delete a checkpoint")?
+            == 0
+        {
+            return Err(not_found(id));
+        }
+        transaction.commit().attempt("commit the deletion of a checkpoint")
+    }
+
+    /// Whether there is such a checkpoint.
+    pub(crate) fn find_checkpoint(&self, id: &str) -> Result<(), Error> {
+        layer_of(&lock(&self.read).connection, id).map(|_| ())
+    }
+
+    /// Keeps the frozen layer as an automatic checkpoint and puts an empty layer on the stack of `id`. Calls `stale` with
+    /// the blocks of each region that are different from now on, before anyone can read them.
+    pub(crate) fn restore(
+        &self,
+        id: &str,
+        kept: &NewRow<'_>,
+        mut stale: impl FnMut(u32, &[bool]),
+    ) -> Result<CheckpointRow, Error> {
+        let mut connection = lock(&self.write);
+        let transaction = connection.transaction().attempt("begin a transaction")?;
+        let layer = layer_of(&transaction, id)?;
+        let old_stack = stack_of(&transaction, head(&transaction)?)?;
+        let kept = insert(&transaction, kept)?;
+        let new_head = push_layer(&transaction, layer)?;
+        transaction
+            .execute("UPDATE volume SET head = ?1, base = ?2", params![new_head.0, id])
+            .attempt("move the head to the checkpoint")?;
+        let new_stack = stack_of(&transaction, new_head)?;
+        for region in changed_regions(&transaction, &old_stack, &new_stack)? {
+            let old = resolve(&transaction, &old_stack, region)?;
+            let new = resolve(&transaction, &new_stack, region)?;
+            let differs: Vec<bool> =
+                old.entries().zip(new.entries()).map(|(old, new)| old != new).collect();
+            stale(region, &differs);
+        }
+        let reader = &mut *lock(&self.read);
+        transaction.commit().attempt("commit a restore")?;
+        reader.stack = new_stack;
+        reader.regions.clear();
+        checkpoint(&connection, &kept)
+    }
+}
+
+/// Regions with a row in a layer that only one of the stacks has.
+fn changed_regions(
+    connection: &Connection,
+    old: &[LayerId],
+    new: &[LayerId],
+) -> Result<BTreeSet<u32>, Error> {
+    let old: BTreeSet<LayerId> = old.iter().copied().collect();
+    let new: BTreeSet<LayerId> = new.iter().copied().collect();
+    let differing: BTreeSet<LayerId> = old.symmetric_difference(&new).copied().collect();
+    let mut select =
+        connection.prepare_cached("SELECT key FROM map").attempt("list the regions of layers")?;
+    let keys =
+        select.query_map([], |row| row.get::<_, i64>(0)).attempt("list the regions of layers")?;
+    let mut regions = BTreeSet::new();
+    for key in keys {
+        let key = key.attempt("list the regions of layers")?;
+        let (region, layer) = super::split_key(key);
+        if differing.contains(&layer) {
+            regions.insert(region);
+        }
+    }
+    Ok(regions)
+}
+
+fn insert(transaction: &Transaction<'_>, new: &NewRow<'_>) -> Result<String, Error> {
+    let id = if new.auto {
+        free_auto_id(transaction, new.created)?
+    } else {
+        next_manual_id(transaction)?
+    };
+    let source = base(transaction)?;
+    let created = new.created.as_microsecond();
+    transaction
+        .execute(
+            "INSERT INTO checkpoint (id, layer, created, comment, auto, source) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![id, new.layer.0, created, new.comment, new.auto, source],
+        )
+        .attempt("record a checkpoint")?;
+    Ok(id)
+}
+
+fn next_manual_id(transaction: &Transaction<'_>) -> Result<String, Error> {
+    let number: u32 = transaction
+        .query_row(
+            "UPDATE volume SET checkpoint_next = checkpoint_next + 1 RETURNING checkpoint_next - 1",
+            [],
+            |row| row.get(0),
+        )
+        .attempt("take a checkpoint number")?;
+    Ok(format!("v{number}"))
+}
+
+/// `auto-20261125T084500Z`, with a number behind it from the second of a second on.
+fn free_auto_id(transaction: &Transaction<'_>, created: Timestamp) -> Result<String, Error> {
+    let time = created.strftime("auto-%Y%m%dT%H%M%SZ").to_string();
+    let mut id = time.clone();
+    let mut number = 1;
+    while layer_of_optional(transaction, &id)?.is_some() {
+        number += 1;
+        id = format!("{time}-{number}");
+    }
+    Ok(id)
+}
+
+fn base(connection: &Connection) -> Result<Option<String>, Error> {
+    connection.query_row("SELECT base FROM volume", [], |row| row.get(0)).attempt("read the base")
+}
+
+fn layer_of_optional(connection: &Connection, id: &str) -> Result<Option<LayerId>, Error> {
+    connection
+        .query_row("SELECT layer FROM checkpoint WHERE id = ?1", [id], |row| row.get(0))
+        .optional()
+        .attempt("look for a checkpoint")
+        .map(|layer| layer.map(LayerId))
+}
+
+fn layer_of(connection: &Connection, id: &str) -> Result<LayerId, Error> {
+    layer_of_optional(connection, id)?.ok_or_else(|| not_found(id))
+}
+
+fn not_found(id: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("no checkpoint {id}"))
+}
+
+fn checkpoint(connection: &Connection, id: &str) -> Result<CheckpointRow, Error> {
+    all(connection)?.into_iter().find(|row| row.id == id).ok_or_else(|| not_found(id))
+}
+
+fn all(connection: &Connection) -> Result<Vec<CheckpointRow>, Error> {
+    let mut select = connection
+        .prepare_cached(
+            "SELECT id, layer, created, comment, auto, source FROM checkpoint ORDER BY number DESC",
+        )
+        .attempt("list the checkpoints")?;
+    let mut rows = select
+        .query_map([], |row| {
+            Ok(CheckpointRow {
+                id: row.get(0)?,
+                layer: LayerId(row.get(1)?),
+                created: Timestamp::from_microsecond(row.get(2)?).unwrap_or(Timestamp::UNIX_EPOCH),
+                comment: row.get(3)?,
+                auto: row.get(4)?,
+                source: row.get(5)?,
+                history: Vec::new(),
+            })
+        })
+        .and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>)
+        .attempt("list the checkpoints")?;
+    let on: HashMap<LayerId, String> = rows.iter().map(|row| (row.layer, row.id.clone())).collect();
+    for row in &mut rows {
+        let stack = stack_of(connection, row.layer)?;
+        row.history = stack.iter().skip(1).filter_map(|layer| on.get(layer).cloned()).collect();
+    }
+    Ok(rows)
+}

@@ -1,0 +1,451 @@
+//! The sealer: makes segments of batches, commits them to the map, ships the log, and takes the garbage out.
+//!
+//! One task per volume. Up to [`PUTS_MAX`] batches are built and put at the same time; they are committed in the order of
+//! the writes. The order for each is: segment in the bucket, map rows in one transaction, log shipped, journal files
+//! released. Whatever fails is tried again with growing waits, for as long as the volume is open: a bucket that is away
+//! makes the lag grow until writers wait, and nothing is dropped. One warning tells of an outage, and one line of its end.
+//!
+//! A create that says that the key is taken may be our own, whose answer was lost, or one of an earlier process of the same
+//! epoch that died before its commit. The content tells: ours is done; the other's number is skipped, and its object is
+//! noted as garbage.
+
+use crate::{
+    BLOCK_BYTES,
+    error::{Attempt as _, Error, ErrorKind},
+    map::{Commit, Garbage, MergeCursor, NewSegment},
+    segment::{BlockEntry, Contents, SegmentName, StoredRuns, encode},
+    sync::{lock, read, write},
+    tail::{Batch, Unsealed},
+    volume::{Shared, Ship},
+};
+use base::backoff::Backoff;
+use bytes::Bytes;
+use object_store::{ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use std::{
+    collections::VecDeque,
+    future::Future,
+    ops::Range,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+use tokio::task::JoinHandle;
+
+/// Batches that are built and put at the same time.
+const PUTS_MAX: usize = 3;
+
+/// Waits between tries of whatever failed: 100 ms doubling to 5 s, without an end.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MOST: Duration = Duration::from_secs(5);
+
+/// Garbage is looked for so long after the last change, and then as long as there is any.
+const RECLAIM_DELAY: Duration = Duration::from_secs(5);
+
+/// The most steps of merging, and the most deleted objects, between two looks for writes to seal.
+const MERGE_STEPS_MAX: usize = 4;
+const DELETES_MAX: usize = 32;
+
+/// Seals until the task is aborted.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    let _ended = Ended(shared.clone());
+    let mut reclaim = Reclaim::default();
+    loop {
+        wait_for_work(&shared, reclaim.at).await;
+        freeze_if_due(&shared);
+        if drain(&shared).await {
+            reclaim
+                .at
+                .get_or_insert(Instant::now() + RECLAIM_DELAY.min(shared.settings.garbage_delay));
+        }
+        if reclaim.at.is_some_and(|at| at <= Instant::now()) {
+            reclaim.step(&shared).await;
+        }
+    }
+}
+
+/// Tells those who wait that nothing more will come.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.progress.send_modify(|progress| progress.ended = true);
+    }
+}
+
+async fn wait_for_work(shared: &Shared, reclaim_at: Option<Instant>) {
+    let (due, frozen) = {
+        let tail = read(&shared.tail);
+        (
+            tail.active_since().map(|since| since + shared.settings.seal_interval),
+            tail.has_unstarted(),
+        )
+    };
+    if frozen {
+        return;
+    }
+    let until = [due, reclaim_at].into_iter().flatten().min();
+    let timer = async {
+        match until {
+            Some(until) => tokio::time::sleep_until(until.into()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = shared.wake.notified() => {}
+        () = timer => {}
+    }
+}
+
+fn freeze_if_due(shared: &Shared) {
+    let mut tail = write(&shared.tail);
+    if tail.active_since().is_some_and(|since| since.elapsed() >= shared.settings.seal_interval) {
+        tail.freeze();
+    }
+}
+
+/// A batch whose segment is in the bucket.
+struct Prepared {
+    batch: Arc<Batch>,
+    contents: Contents,
+    segment: Option<NewSegment>,
+    orphans: Vec<SegmentName>,
+}
+
+/// Seals all frozen batches. Returns whether there were any.
+async fn drain(shared: &Arc<Shared>) -> bool {
+    let mut puts = Puts::default();
+    let mut any = false;
+    loop {
+        puts.top_up(shared);
+        let Some(prepared) = puts.next().await else { return any };
+        any = true;
+        let operations = shared.operations.clone();
+        let mut ship = operations.lock().await;
+        let mut last = commit(shared, prepared).await;
+        puts.top_up(shared);
+        while let Some(prepared) = puts.next_if_ready().await {
+            last = commit(shared, prepared).await;
+            puts.top_up(shared);
+        }
+        ship_until_done(ship.as_mut()).await;
+        shared.shipped(last.number, last.sequence_last);
+    }
+}
+
+/// Segments on their way to the bucket, in the order of their batches. Dropped, it ends their tasks.
+#[derive(Default)]
+struct Puts(VecDeque<JoinHandle<Prepared>>);
+
+impl Puts {
+    fn top_up(&mut self, shared: &Arc<Shared>) {
+        while self.0.len() < PUTS_MAX {
+            let Some(batch) = write(&shared.tail).start() else { break };
+            self.0.push_back(tokio::spawn(prepare(shared.clone(), batch)));
+        }
+    }
+
+    async fn next(&mut self) -> Option<Prepared> {
+        // The handle stays in the queue while it is awaited, so that dropping this future still ends the task.
+        let prepared = self.0.front_mut()?.await;
+        self.0.pop_front();
+        Some(prepared.expect("preparing a batch does not panic"))
+    }
+
+    async fn next_if_ready(&mut self) -> Option<Prepared> {
+        if self.0.front().is_some_and(JoinHandle::is_finished) { self.next().await } else { None }
+    }
+}
+
+impl Drop for Puts {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
+}
+
+async fn prepare(shared: Arc<Shared>, batch: Arc<Batch>) -> Prepared {
+    let (contents, runs) = until_done("build a segment", || {
+        let batch = batch.clone();
+        blocking(move || gather(&batch))
+    })
+    .await;
+    let mut prepared = Prepared { batch, contents, segment: None, orphans: Vec::new() };
+    if prepared.contents.blocks.is_empty() {
+        return prepared;
+    }
+    loop {
+        let sequence = shared.segment_next.fetch_add(1, Ordering::Relaxed);
+        let name =
+            SegmentName { volume: shared.settings.volume, epoch: shared.settings.epoch, sequence };
+        let (bytes, data_offset) = encode(&name, &prepared.contents, &runs);
+        let bytes = Bytes::from(bytes);
+        if until_done("put a segment", || create(&shared, &name, bytes.clone())).await {
+            let runs = runs.table().to_vec();
+            prepared.segment =
+                Some(NewSegment { name, bytes: bytes.len() as u64, data_offset, runs });
+            return prepared;
+        }
+        prepared.orphans.push(name);
+    }
+}
+
+/// The newest version of each block of a batch, in the order of their numbers.
+fn gather(batch: &Batch) -> Result<(Contents, StoredRuns), Error> {
+    let mut contents = Contents::default();
+    let zero = |zeros: &mut Vec<Range<u32>>, range: Range<u32>| match zeros.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => zeros.push(range),
+    };
+    let mut buffer = Vec::new();
+    for (range, value) in batch.extents.iter() {
+        let Unsealed::Data(place) = value else {
+            zero(&mut contents.zeros, range);
+            continue;
+        };
+        buffer.resize(range.len() * BLOCK_BYTES, 0);
+        place.read(&mut buffer).attempt("read from the journal")?;
+        for (block, data) in range.zip(buffer.chunks(BLOCK_BYTES)) {
+            if is_zero(data) {
+                zero(&mut contents.zeros, block..block + 1);
+            } else {
+                contents.blocks.push(BlockEntry { block, crc: crc32c::crc32c(data) });
+                contents.data.extend_from_slice(data);
+            }
+        }
+    }
+    let runs = StoredRuns::new(&contents.data).attempt("compress a segment")?;
+    Ok((contents, runs))
+}
+
+fn is_zero(block: &[u8]) -> bool {
+    block.chunks_exact(16).all(|chunk| chunk == [0; 16])
+}
+
+/// Creates the object. Returns whether it is ours.
+async fn create(shared: &Shared, name: &SegmentName, bytes: Bytes) -> Result<bool, Error> {
+    let key = name.key();
+    let options = PutOptions::from(PutMode::Create);
+    match shared.store.put_opts(&key, PutPayload::from(bytes.clone()), options).await {
+        Ok(_) => Ok(true),
+        Err(
+            object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. },
+        ) => {
+            let there = match shared.store.get(&key).await {
+                Ok(there) => there.bytes().await.attempt("read what is at a taken key")?,
+                // Between the two answers it was not there: the next try creates it.
+                Err(error) => {
+                    return Err(Error::with(
+                        ErrorKind::Unavailable,
+                        "read what is at a taken key",
+                        error,
+                    ));
+                }
+            };
+            Ok(there == bytes)
+        }
+        Err(error) => Err(error).attempt("create a segment"),
+    }
+}
+
+async fn commit(shared: &Arc<Shared>, prepared: Prepared) -> Arc<Batch> {
+    let prepared = Arc::new(prepared);
+    until_done("commit a batch", || {
+        let (shared, prepared) = (shared.clone(), prepared.clone());
+        blocking(move || commit_now(&shared, &prepared))
+    })
+    .await;
+    prepared.batch.clone()
+}
+
+/// Moves a batch from the tail into the map and the cache. After an error nothing has changed but what the cache lost.
+fn commit_now(shared: &Shared, prepared: &Prepared) -> Result<(), Error> {
+    let Prepared { batch, contents, segment, orphans } = prepared;
+    let changed = || batch.extents.iter().map(|(range, _)| range);
+    shared.cache.remove(changed());
+    let frozen = shared.map.commit(&Commit {
+        position: shared.position_after(batch.sequence_last),
+        segment: segment.as_ref(),
+        orphans,
+        blocks: &contents.blocks,
+        zeros: &contents.zeros,
+        cut: batch.cut.is_some(),
+    })?;
+    if let (Some(slot), Some(frozen)) = (&batch.cut, frozen) {
+        slot.set(frozen).expect("a batch is committed once");
+    }
+    // Fills that looked at the map between the first removal and the commit are refused by the second.
+    let ticket = shared.cache.remove(changed());
+    lock(&shared.backlog).committed.push_back((batch.journal_bytes, batch.first_write));
+    write(&shared.tail).committed(batch.number);
+    contents.zeros.iter().for_each(|range| shared.cache.punch(range.clone()));
+    let mut at = 0;
+    for group in contents.blocks.chunk_by(|a, b| a.block + 1 == b.block) {
+        let end = at + group.len() * BLOCK_BYTES;
+        shared.cache.fill(
+            ticket,
+            group.first().map_or(0, |entry| entry.block),
+            &contents.data[at..end],
+        );
+        at = end;
+    }
+    Ok(())
+}
+
+/// Ships the log, however long that takes.
+pub(crate) async fn ship_until_done(ship: &mut dyn Ship) {
+    let mut outage = Outage::new("ship the log");
+    while let Err(error) = ship.ship().await {
+        outage.failed(error.as_ref()).await;
+    }
+    outage.over();
+}
+
+/// Tries an action until it succeeds.
+async fn until_done<T, F: Future<Output = Result<T, Error>>>(
+    action: &'static str,
+    mut attempt: impl FnMut() -> F,
+) -> T {
+    let mut outage = Outage::new(action);
+    loop {
+        match attempt().await {
+            Ok(done) => {
+                outage.over();
+                return done;
+            }
+            Err(error) => outage.failed(&error).await,
+        }
+    }
+}
+
+/// Runs something that blocks on a thread for that.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::with(ErrorKind::Internal, "run a blocking step", error)),
+    }
+}
+
+/// A row of failures of one action: waits between tries, and one line each for beginning and end.
+struct Outage {
+    action: &'static str,
+    since: Option<Instant>,
+    waits: Backoff,
+}
+
+impl Outage {
+    fn new(action: &'static str) -> Self {
+        Self { action, since: None, waits: Backoff::new(RETRY_FIRST, RETRY_MOST, u32::MAX) }
+    }
+
+    async fn failed(&mut self, error: &(dyn std::error::Error + Send + Sync + 'static)) {
+        if self.since.is_none() {
+            self.since = Some(Instant::now());
+            let error: &(dyn std::error::Error + 'static) = error;
+            tracing::warn!(action = self.action, error, "failed; trying until it succeeds");
+        }
+        tokio::time::sleep(self.waits.next().unwrap_or(RETRY_MOST)).await;
+    }
+
+    fn over(&self) {
+        if let Some(since) = self.since {
+            tracing::info!(
+                action = self.action,
+                seconds = since.elapsed().as_secs_f64(),
+                "succeeded again"
+            );
+        }
+    }
+}
+
+/// What is known about garbage.
+#[derive(Default)]
+struct Reclaim {
+    /// When to look next.
+    at: Option<Instant>,
+    cursor: MergeCursor,
+}
+
+impl Reclaim {
+    /// Merges some layers and deletes some segments. A failure is tried again later; nothing depends on it.
+    async fn step(&mut self, shared: &Arc<Shared>) {
+        self.at = match self.try_step(shared).await {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot give space back; trying later"
+                );
+                Some(Instant::now() + RETRY_MOST)
+            }
+        };
+    }
+
+    async fn try_step(&mut self, shared: &Arc<Shared>) -> Result<Option<Instant>, Error> {
+        let operations = shared.operations.clone();
+        let mut ship = operations.lock().await;
+        let mut cursor = std::mem::take(&mut self.cursor);
+        let merging = shared.clone();
+        let (more, cursor) = blocking(move || {
+            let mut more = false;
+            for _ in 0..MERGE_STEPS_MAX {
+                more = merging.map.merge_some(&mut cursor)?;
+                if !more {
+                    break;
+                }
+            }
+            Ok((more, cursor))
+        })
+        .await?;
+        self.cursor = cursor;
+        let delay = i64::try_from(shared.settings.garbage_delay.as_millis()).unwrap_or(i64::MAX);
+        let before = jiff::Timestamp::now().as_millisecond().saturating_sub(delay);
+        let garbage = shared.map.garbage(shared.settings.volume, before, DELETES_MAX)?;
+        // The log must say that nothing names them before they go, and what was merged must be in it anyway.
+        ship_until_done(ship.as_mut()).await;
+        if !garbage.is_empty() {
+            delete(shared, &garbage).await?;
+            let (forgetting, forgotten) = (shared.clone(), garbage.clone());
+            blocking(move || forgetting.map.forget(&forgotten)).await?;
+            ship_until_done(ship.as_mut()).await;
+        }
+        if more || garbage.len() == DELETES_MAX {
+            return Ok(Some(Instant::now()));
+        }
+        let oldest = shared.map.garbage_since(shared.settings.volume)?;
+        Ok(oldest.map(|since| {
+            let due =
+                since.saturating_add(delay).saturating_sub(jiff::Timestamp::now().as_millisecond());
+            Instant::now() + Duration::from_millis(u64::try_from(due).unwrap_or(0) + 1)
+        }))
+    }
+}
+
+async fn delete(shared: &Shared, garbage: &[Garbage]) -> Result<(), Error> {
+    for segment in garbage {
+        match shared.store.delete(&segment.name.key()).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(error).attempt("delete a segment that nothing names"),
+        }
+    }
+    Ok(())
+}
+
+impl Shared {
+    /// Runs an operation that changes the map, alone and to its end, even if the caller goes away; then ships.
+    pub(crate) async fn change<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let shared = self.clone();
+        let task = tokio::spawn(async move {
+            let operations = shared.operations.clone();
+            let mut ship = operations.lock().await;
+            let changing = shared.clone();
+            let result = blocking(move || work(&changing)).await?;
+            ship_until_done(ship.as_mut()).await;
+            shared.wake.notify_one();
+            Ok(result)
+        });
+        task.await.map_err(|error| Error::with(ErrorKind::Internal, "run an operation", error))?
+    }
+}

@@ -1,0 +1,124 @@
+//! A whole segment is parsed back from its own bytes, and every damaged one is refused.
+
+use super::{
+    BlockEntry, Contents, HEADER_BYTES, MAGIC, Run, SEGMENT_BLOCKS_MAX, SegmentName, StoredRuns,
+    VERSION,
+};
+use super::{encode, head_crc, parse_runs};
+use crate::{
+    BLOCK_BYTES, VolumeId,
+    decode::{DecodeError, Fields},
+};
+
+/// Everything that a segment says about itself: what rebuilding a map from segments alone needs.
+struct Parsed {
+    epoch: u64,
+    sequence: u64,
+    blocks: Vec<BlockEntry>,
+    zeros: Vec<(u32, u32)>,
+    runs: Vec<Run>,
+}
+
+fn parse(bytes: &[u8]) -> Result<Parsed, DecodeError> {
+    let mut fields = Fields::new(bytes);
+    if &fields.array::<8>()? != MAGIC {
+        return Err(DecodeError::Magic);
+    }
+    let version = fields.u32()?;
+    if version != VERSION {
+        return Err(DecodeError::Version(version));
+    }
+    let [blocks, runs, zeros] = [fields.u32()?, fields.u32()?, fields.u32()?];
+    if blocks > SEGMENT_BLOCKS_MAX || zeros > 1 << 20 || runs > blocks {
+        return Err(DecodeError::Value("count"));
+    }
+    let _volume: [u8; 16] = fields.array()?;
+    let (epoch, sequence, crc) = (fields.u64()?, fields.u64()?, fields.u32()?);
+    let tables = blocks as usize * 8 + zeros as usize * 8 + runs as usize * 12;
+    let head = bytes.get(..HEADER_BYTES + tables).ok_or(DecodeError::Truncated)?;
+    if head_crc(head) != crc {
+        return Err(DecodeError::Checksum("header"));
+    }
+    let blocks = (0..blocks)
+        .map(|_| Ok(BlockEntry { block: fields.u32()?, crc: fields.u32()? }))
+        .collect::<Result<_, DecodeError>>()?;
+    let zeros = (0..zeros)
+        .map(|_| Ok((fields.u32()?, fields.u32()?)))
+        .collect::<Result<_, DecodeError>>()?;
+    let runs = parse_runs(fields.bytes(runs as usize * 12)?, u32::try_from(head.len()).unwrap())?;
+    for run in &runs {
+        let range = run.range();
+        let stored =
+            bytes.get(range.start as usize..range.end as usize).ok_or(DecodeError::Truncated)?;
+        run.decode(stored)?;
+    }
+    Ok(Parsed { epoch, sequence, blocks, zeros, runs })
+}
+
+fn sample() -> (SegmentName, Contents, Vec<u8>) {
+    let name = SegmentName { volume: VolumeId::now(), epoch: 3, sequence: 0x1_0000_0001 };
+    let mut contents = Contents { zeros: vec![7..9, 100..4_000_000], ..Contents::default() };
+    for block in 0..40u32 {
+        // Half of the blocks compress well, the others not at all.
+        let mut state = u64::from(block) + 1;
+        let data: Vec<u8> = (0..BLOCK_BYTES)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                if block < 20 { 5 } else { (state >> 24) as u8 }
+            })
+            .collect();
+        contents.blocks.push(BlockEntry { block: block * 3, crc: crc32c::crc32c(&data) });
+        contents.data.extend_from_slice(&data);
+    }
+    let runs = StoredRuns::new(&contents.data).unwrap();
+    let (bytes, _) = encode(&name, &contents, &runs);
+    (name, contents, bytes)
+}
+
+#[test]
+fn round_trips() {
+    let (name, contents, bytes) = sample();
+    let parsed = parse(&bytes).unwrap();
+    assert_eq!((parsed.epoch, parsed.sequence), (name.epoch, name.sequence));
+    assert_eq!(parsed.blocks, contents.blocks);
+    assert_eq!(parsed.zeros, [(7, 2), (100, 3_999_900)]);
+    let data: Vec<u8> = parsed
+        .runs
+        .iter()
+        .flat_map(|run| {
+            run.decode(&bytes[run.range().start as usize..run.range().end as usize]).unwrap()
+        })
+        .collect();
+    assert!(data == contents.data);
+    assert!(bytes.len() < contents.data.len() * 3 / 4, "the runs of one byte shrink");
+}
+
+#[test]
+fn any_flipped_byte_is_refused() {
+    let (_, _, bytes) = sample();
+    for at in (0..bytes.len()).step_by(13).chain(0..HEADER_BYTES) {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x41;
+        assert!(parse(&damaged).is_err(), "byte {at}");
+    }
+}
+
+#[test]
+fn any_truncation_is_refused() {
+    let (_, _, bytes) = sample();
+    for length in (0..bytes.len()).step_by(97).chain(bytes.len() - 3..bytes.len()) {
+        assert!(parse(&bytes[..length]).is_err(), "{length} bytes");
+    }
+}
+
+#[test]
+fn keys_carry_epoch_and_sequence() {
+    let (name, _, _) = sample();
+    let key = name.key().to_string();
+    let prefix = format!("volumes/{}/segments/", name.volume);
+    let rest = key.strip_prefix(&prefix).unwrap();
+    assert_eq!(rest.len(), 2 + 1 + 16 + 1 + 16);
+    assert!(rest.ends_with("/0000000000000003-0000000100000001"), "{rest}");
+}

@@ -1,0 +1,44 @@
+//! What a caller may choose about a volume. Plain data; the store and the log are arguments of `open`.
+
+use crate::VolumeId;
+use std::{path::PathBuf, time::Duration};
+
+/// How to open a volume.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Which volume.
+    pub volume: VolumeId,
+    /// The period of ownership under which it is opened. Segments carry it in their names.
+    pub epoch: u64,
+    /// The local directory that holds `map.db`, `journal/` and `cache.img`.
+    pub dir: PathBuf,
+    /// The most bytes of sealed blocks that `cache.img` holds.
+    pub cache_bytes_max: u64,
+    /// A write becomes part of a segment at most this long after it was made.
+    pub seal_interval: Duration,
+    /// So many unsealed bytes become a segment at once.
+    pub seal_bytes: u64,
+    /// With so many unsealed bytes, writers wait until the bucket has taken some.
+    pub tail_bytes_max: u64,
+    /// A segment that nothing names is deleted so long after the log that says so was shipped. It must be longer than
+    /// any read of a segment takes.
+    pub garbage_delay: Duration,
+}
+
+impl Settings {
+    /// The defaults: a cache of 10 GiB, a segment each second or at 8 MiB, a tail of at most 1 GiB, ten minutes until
+    /// garbage is deleted.
+    #[must_use]
+    pub fn new(volume: VolumeId, epoch: u64, dir: PathBuf) -> Self {
+        Self {
+            volume,
+            epoch,
+            dir,
+            cache_bytes_max: 10 << 30,
+            seal_interval: Duration::from_secs(1),
+            seal_bytes: 8 << 20,
+            tail_bytes_max: 1 << 30,
+            garbage_delay: Duration::from_secs(600),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The volume against a model.
