@@ -1,6 +1,14 @@
 //! Commands and the processes they become.
 
-use std::os::fd::OwnedFd;
+use super::link::{Link, SignalAnswer};
+use rustix::termios::Winsize;
+use serde::{Deserialize, Serialize};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+use tokio::sync::watch;
 
 /// A program to run in the container.
 #[derive(Debug, Clone)]
@@ -20,7 +28,7 @@ pub struct Command {
 }
 
 /// Users that commands run as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum User {
     /// `sprite`, see [`crate::protocol::SPRITE_UID`].
     Sprite,
@@ -29,7 +37,7 @@ pub enum User {
 }
 
 /// What the standard streams of a command are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stdio {
     /// Three pipes; without `stdin`, standard input is `/dev/null`.
     Pipes {
@@ -65,12 +73,20 @@ pub enum ProcessIo {
 }
 
 /// A process that [`crate::container::Container::spawn`] started. A handle: clones mean the same process, and dropping
-/// it does not end the process.
+/// it does not end the process. With a terminal it keeps the master open, so the terminal hangs up only when the handles
+/// are gone too.
 #[derive(Debug, Clone)]
 pub struct Process {
-    pid: i32,
-    resolved: String,
+    pub(super) id: u64,
+    pub(super) pid: i32,
+    pub(super) resolved: String,
+    pub(super) terminal: Option<Arc<OwnedFd>>,
+    pub(super) exit: watch::Receiver<Option<u8>>,
+    pub(super) link: Arc<Link>,
 }
+
+/// The exit code of a process whose container died: as if killed by SIGKILL, which it was.
+const KILLED: u8 = 128 + 9;
 
 impl Process {
     /// Its id in the container; also the id of its session and process group.
@@ -88,7 +104,9 @@ impl Process {
     /// Waits until the process has ended: its exit code, or 128 + n after signal n. Children may live on. If the container
     /// dies first, the answer is 137. Cancel-safe; after the first answer every later call gives the same.
     pub async fn wait(&self) -> u8 {
-        137
+        let mut exit = self.exit.clone();
+        // The sender is dropped without a code only when the container has died.
+        exit.wait_for(Option::is_some).await.map_or(KILLED, |code| code.unwrap_or(KILLED))
     }
 
     /// Sends a signal to the process's group. Never hits a reused id: once the process has ended, the answer is
@@ -97,16 +115,21 @@ impl Process {
     /// # Errors
     /// See [`SignalError`].
     pub async fn signal_group(&self, signal: i32) -> Result<(), SignalError> {
-        Err(SignalError::Invalid { signal })
+        match self.link.signal(self.id, signal).await {
+            SignalAnswer::Sent => Ok(()),
+            SignalAnswer::Ended => Err(SignalError::Ended),
+            SignalAnswer::Invalid => Err(SignalError::Invalid { signal }),
+        }
     }
 
     /// Changes the size of the terminal. Nothing happens without one.
     ///
     /// # Errors
     /// When the terminal is gone.
-    pub fn resize(&self, rows: u16, cols: u16) -> std::io::Result<()> {
-        let _ = (rows, cols);
-        Ok(())
+    pub fn resize(&self, rows: u16, cols: u16) -> io::Result<()> {
+        let Some(terminal) = &self.terminal else { return Ok(()) };
+        let size = Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+        Ok(rustix::termios::tcsetwinsize(terminal.as_fd(), size)?)
     }
 }
 
@@ -125,7 +148,7 @@ pub enum SignalError {
 }
 
 /// Why a command did not start.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum SpawnError {
     /// No such program; a shell would exit with 127.
     #[error("{program}: command not found")]
@@ -167,4 +190,25 @@ pub enum SpawnError {
         /// Why.
         reason: String,
     },
+}
+
+impl SpawnError {
+    /// What a failed system call of starting a process means to whoever asked for it.
+    pub(crate) fn from_errno(action: &str, error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN) => Self::Exhausted {
+                reason: format!("cannot {action}: the sprite's limit of processes is reached"),
+            },
+            Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::ENOSPC) => {
+                Self::Exhausted { reason: format!("cannot {action}: {error}") }
+            }
+            _ => Self::Container { reason: format!("cannot {action}: {error}") },
+        }
+    }
+
+    /// The exit code that a shell would give: 127 if there is no such program, 126 otherwise.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, Self::NotFound { .. }) { 127 } else { 126 }
+    }
 }

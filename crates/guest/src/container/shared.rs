@@ -1,0 +1,86 @@
+//! Files of the agent that programs in the container see: `/.sprite`, and the name service's files in `/etc`.
+//!
+//! They are in a small memory filesystem of the agent, not on the sprite's disk: they describe the machine and not the
+//! sprite, and must not come back from a checkpoint.
+
+use crate::mount;
+use rustix::mount::MountAttrFlags;
+use std::{
+    fs, io,
+    net::IpAddr,
+    os::{fd::AsFd, unix::fs::PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+/// The most that these files may take: root of the container can write those in `/etc`, and service logs are kept here.
+const SHARED_BYTES_MAX: &str = "16m";
+
+/// The most of these files.
+const SHARED_FILES_MAX: &str = "4096";
+
+/// The address of the sprite inside of itself.
+const SPRITE_ADDRESS: &str = "10.0.0.1";
+
+/// Starts a login shell, for terminals that are opened without a command.
+const SPRITE_CONSOLE: &str =
+    "#!/bin/sh\ncd \"$HOME\" 2>/dev/null\nexec \"${SHELL:-/bin/bash}\" -l\n";
+
+/// What `/.sprite` holds at the start.
+const DIRECTORIES: [&str; 6] =
+    ["bin", "checkpoints", "etc/profile.d", "languages", "logs/services", "policy"];
+
+/// The mounted files.
+#[derive(Debug)]
+pub(super) struct Shared {
+    directory: PathBuf,
+    sprite: PathBuf,
+}
+
+impl Shared {
+    /// Makes the files below `run`.
+    pub(super) fn create(run: &Path, hostname: &str, dns: &[IpAddr]) -> io::Result<Self> {
+        let directory = run.join("shared");
+        fs::create_dir_all(&directory)?;
+        let options = [
+            ("source", "shared"),
+            ("mode", "755"),
+            ("size", SHARED_BYTES_MAX),
+            ("nr_inodes", SHARED_FILES_MAX),
+        ];
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let files = mount::filesystem("tmpfs", &options, attributes)?;
+        mount::attach_path(files.as_fd(), &directory)?;
+        let shared = Self { sprite: directory.join("sprite"), directory };
+        shared.fill(dns)?;
+        shared.set_hostname(hostname)?;
+        Ok(shared)
+    }
+
+    /// The directory behind `/.sprite`.
+    pub(super) fn sprite(&self) -> &Path {
+        &self.sprite
+    }
+
+    fn fill(&self, dns: &[IpAddr]) -> io::Result<()> {
+        let servers: String = dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+        fs::write(self.directory.join("resolv.conf"), servers)?;
+        let sprite = &self.sprite;
+        for name in DIRECTORIES {
+            fs::create_dir_all(sprite.join(name))?;
+        }
+        fs::write(sprite.join("version.txt"), concat!(env!("CARGO_PKG_VERSION"), "\n"))?;
+        fs::write(sprite.join("policy/network.json"), "{\"rules\":[]}\n")?;
+        let console = sprite.join("bin/sprite-console");
+        fs::write(&console, SPRITE_CONSOLE)?;
+        fs::set_permissions(&console, fs::Permissions::from_mode(0o755))
+    }
+
+    /// Writes the files that hold the host name. In place, since they are bound one by one.
+    pub(super) fn set_hostname(&self, name: &str) -> io::Result<()> {
+        fs::write(self.directory.join("hostname"), format!("{name}\n"))?;
+        let hosts = format!(
+            "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{SPRITE_ADDRESS} sprite {name}\n"
+        );
+        fs::write(self.directory.join("hosts"), hosts)
+    }
+}

@@ -1,0 +1,168 @@
+//! The keeper: the process outside of a machine that ends it in order.
+//!
+//! It waits for one of three things. *The agent ends*: everything else in the machine is killed at once, since programs would
+//! go on writing to a dead disk. *The server ends, or drops the machine*: the machine is killed. *The agent freezes its volume*:
+//! the keeper takes a descriptor of the mount, and thaws if the agent dies or takes too long.
+//!
+//! Before the kernel reports the agent's end it waits for every process of the machine, and a process that waits for a frozen
+//! filesystem cannot die. The end of the agent's socket comes before that, so that is what the keeper goes by.
+
+use super::{Report, Step, StepError};
+use crate::{
+    cgroup::Cgroup,
+    freeze::{FREEZE_LIMIT, HOLD, RELEASE},
+    sys, wire,
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    io::Errno,
+    process::{Pid, WaitOptions},
+};
+use std::{
+    io::{self, Write},
+    os::fd::{AsFd, OwnedFd},
+    time::Instant,
+};
+
+/// Keeps the machine until it has ended.
+pub(super) fn keep(
+    machine: &Cgroup,
+    pid: Pid,
+    process: &OwnedFd,
+    agent: OwnedFd,
+) -> Result<Report, StepError> {
+    let mut keeper = Keeper { machine, agent: Some(agent), server: true, held: None };
+    while !keeper.turn(process)? {}
+    keeper.kill();
+    reap(pid)
+}
+
+/// Kills a machine and waits for its first process.
+pub(super) fn end(machine: &Cgroup, pid: Pid) -> Result<(), StepError> {
+    machine.kill().step("kill the machine")?;
+    reap(pid).map(drop)
+}
+
+fn reap(pid: Pid) -> Result<Report, StepError> {
+    loop {
+        match rustix::process::waitpid(Some(pid), WaitOptions::empty()) {
+            Err(Errno::INTR) | Ok(None) => {}
+            Err(error) => return Err(error).step("wait for the agent"),
+            Ok(Some((_, status))) => {
+                if let Some(status) = status.exit_status() {
+                    return Ok(Report::Exited { status });
+                }
+                if let Some(signal) = status.terminating_signal() {
+                    return Ok(Report::Killed { signal });
+                }
+            }
+        }
+    }
+}
+
+struct Keeper<'a> {
+    machine: &'a Cgroup,
+    /// The socket to the agent, until the agent ends.
+    agent: Option<OwnedFd>,
+    /// Whether the server still holds the other end of standard input.
+    server: bool,
+    /// The frozen mount, and when it is thawed.
+    held: Option<(OwnedFd, Instant)>,
+}
+
+impl Keeper<'_> {
+    /// Waits for one thing and deals with it. `true`: the machine has ended.
+    fn turn(&mut self, process: &OwnedFd) -> Result<bool, StepError> {
+        let nothing = PollFlags::empty();
+        let stdin = rustix::stdio::stdin();
+        // What has ended stays ready for ever: it must not be asked again.
+        let agent = self.agent.as_ref().map_or(process.as_fd(), |agent| agent.as_fd());
+        let mut polled = [
+            PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(
+                agent,
+                if self.agent.is_some() { PollFlags::IN } else { nothing },
+            ),
+            PollFd::from_borrowed_fd(
+                if self.server { stdin } else { process.as_fd() },
+                if self.server { PollFlags::IN } else { nothing },
+            ),
+        ];
+        let timeout =
+            self.held.as_ref().map(|(_, end)| end.saturating_duration_since(Instant::now()));
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        match rustix::event::poll(&mut polled, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error).step("wait for the machine"),
+        }
+        let [ended, agent, server] = polled.map(|polled| !polled.revents().is_empty());
+        if agent && self.agent.is_some() {
+            self.hear_agent();
+        }
+        if server && self.server && hung_up() {
+            self.server = false;
+            self.kill();
+        }
+        if self.held.as_ref().is_some_and(|(_, end)| *end <= Instant::now()) {
+            self.thaw("its time is over");
+        }
+        Ok(ended)
+    }
+
+    fn hear_agent(&mut self) {
+        let Some(agent) = &self.agent else { return };
+        let mut bytes = [0; 64];
+        match wire::receive_bytes(agent.as_fd(), &mut bytes) {
+            Ok((0, _)) | Err(_) => {
+                self.agent = None;
+                self.kill();
+            }
+            Ok((len, mut descriptors)) => match bytes.get(..len) {
+                Some(HOLD) => {
+                    self.held =
+                        descriptors.pop().map(|mount| (mount, Instant::now() + FREEZE_LIMIT))
+                }
+                Some(RELEASE) => {
+                    self.held = None;
+                    // An agent that does not listen any more is about to be noticed as dead.
+                    drop(wire::send_bytes(agent.as_fd(), RELEASE, &[]));
+                }
+                _ => {}
+            },
+        }
+    }
+
+    /// Thaws, then kills: what waits for a frozen filesystem dies only when it is thawed.
+    fn kill(&mut self) {
+        if let Err(error) = self.machine.kill() {
+            complain(&error);
+        }
+        if self.held.is_some() {
+            self.thaw("the machine ends");
+        }
+    }
+
+    fn thaw(&mut self, why: &str) {
+        let Some((mount, _)) = self.held.take() else { return };
+        match sys::freeze(mount.as_fd(), false) {
+            Ok(()) => complain(&io::Error::other(format!("thawed the volume: {why}"))),
+            // It was thawed in order, or the freeze has not happened yet.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => complain(&error),
+        }
+    }
+}
+
+/// Whether the server's end of standard input is closed. What it might say is of no interest.
+fn hung_up() -> bool {
+    let mut bytes = [0; 64];
+    !matches!(
+        rustix::io::read(rustix::stdio::stdin(), &mut bytes),
+        Ok(1..) | Err(Errno::INTR | Errno::AGAIN)
+    )
+}
+
+fn complain(error: &dyn std::error::Error) {
+    // The log is the only one to tell.
+    drop(writeln!(io::stderr(), "keeper: {error}"));
+}
