@@ -1,0 +1,7 @@
+//! The log through its public door: ship, crash, come back, restore.
+
+mod crash;
+mod faulty;
+mod race;
+mod ship;
+mod world;
