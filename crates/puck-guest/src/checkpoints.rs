@@ -12,7 +12,7 @@ use std::sync::Arc;
 use volume::ErrorKind;
 
 /// The machine's disk and its history.
-pub struct DiskCheckpoints(pub Arc<Machine>);
+pub(crate) struct DiskCheckpoints(pub(crate) Arc<Machine>);
 
 #[async_trait]
 impl Checkpoints for DiskCheckpoints {

@@ -28,14 +28,14 @@ use tracing::{error, info};
 use volume::{Checkpoint, Device, NewCheckpoint, Settings, Ship, Volume, VolumeId};
 
 /// Where the volume's ext4 is mounted, inside the machine.
-pub const MOUNT: &str = "/volume";
+pub(crate) const MOUNT: &str = "/volume";
 
 /// The status with which the agent ends when another worker has taken the sprite over.
-pub const FENCED_STATUS: i32 = 75;
+pub(crate) const FENCED_STATUS: i32 = 75;
 
 /// What failed on the way to, or on, the disk.
 #[derive(Debug, thiserror::Error)]
-pub enum DiskError {
+pub(crate) enum DiskError {
     /// The block device did not come up or go away.
     #[error("{action} the block device")]
     Device {
@@ -99,7 +99,7 @@ pub enum DiskError {
 }
 
 /// The disk. One task owns it and calls its methods one after the other.
-pub struct Disk {
+pub(crate) struct Disk {
     volume: Volume,
     generation: u64,
     mounted: Option<Mounted>,
@@ -112,7 +112,7 @@ struct Mounted {
 
 impl Disk {
     /// Opens the volume that the boot parameters name; it is not mounted yet.
-    pub async fn open(boot: &Boot, gateway: &Gateway) -> Result<Self, DiskError> {
+    pub(crate) async fn open(boot: &Boot, gateway: &Gateway) -> Result<Self, DiskError> {
         let id: VolumeId = boot.volume.parse()?;
         let store: Arc<dyn ObjectStore> = Arc::new(gateway.clone());
         let db = Path::new(DATA).join("map.db");
@@ -133,12 +133,12 @@ impl Disk {
     }
 
     /// The volume, for its lag, its figures and its checkpoints.
-    pub fn volume(&self) -> &Volume {
+    pub(crate) fn volume(&self) -> &Volume {
         &self.volume
     }
 
     /// Attaches a new block device and mounts its ext4 at [`MOUNT`].
-    pub fn mount(&mut self) -> Result<(), DiskError> {
+    pub(crate) fn mount(&mut self) -> Result<(), DiskError> {
         assert!(self.mounted.is_none(), "the owner unmounts before it mounts again");
         self.generation += 1;
         let directory = PathBuf::from(format!("/run/puck/device-{}", self.generation));
@@ -154,7 +154,10 @@ impl Disk {
             Err(source) => {
                 let path = device.path().to_owned();
                 if let Err(detach) = device.detach() {
-                    error!(error = &detach as &dyn std::error::Error, "detach after a failed mount");
+                    error!(
+                        error = &detach as &dyn std::error::Error,
+                        "detach after a failed mount"
+                    );
                 }
                 Err(DiskError::Mount { device: path, source })
             }
@@ -162,28 +165,38 @@ impl Disk {
     }
 
     /// Unmounts the ext4, which writes back all of it, and ends the block device. Everything that used it must be gone.
-    pub fn unmount(&mut self) -> Result<(), DiskError> {
+    pub(crate) fn unmount(&mut self) -> Result<(), DiskError> {
         let Some(mounted) = self.mounted.take() else { return Ok(()) };
         drop(mounted.filesystem);
-        rustix::mount::unmount(MOUNT, UnmountFlags::empty()).map_err(|errno| DiskError::Unmount(errno.into()))?;
+        rustix::mount::unmount(MOUNT, UnmountFlags::empty())
+            .map_err(|errno| DiskError::Unmount(errno.into()))?;
         mounted.device.detach().map_err(|source| DiskError::Device { action: "detach", source })
     }
 
     /// A descriptor of the mounted filesystem, for [`sync`].
-    pub fn filesystem(&self) -> io::Result<Option<File>> {
+    pub(crate) fn filesystem(&self) -> io::Result<Option<File>> {
         self.mounted.as_ref().map(|mounted| mounted.filesystem.try_clone()).transpose()
     }
 
     /// Takes a checkpoint of what is mounted. The filesystem is frozen only while a layer is pushed.
-    pub async fn checkpoint(&self, comment: &str, auto: bool) -> Result<Checkpoint, DiskError> {
-        let cut = match self.filesystem().map_err(|source| DiskError::Filesystem { action: "sync", source })? {
+    pub(crate) async fn checkpoint(
+        &self,
+        comment: &str,
+        auto: bool,
+    ) -> Result<Checkpoint, DiskError> {
+        let cut = match self
+            .filesystem()
+            .map_err(|source| DiskError::Filesystem { action: "sync", source })?
+        {
             Some(filesystem) => {
                 let volume = self.volume.clone();
                 tokio::task::spawn_blocking(move || cut_frozen(&filesystem, &volume))
                     .await
                     .expect("a cut does not panic")?
             }
-            None => self.volume.cut().map_err(|source| DiskError::Volume { action: "cut", source })?,
+            None => {
+                self.volume.cut().map_err(|source| DiskError::Volume { action: "cut", source })?
+            }
         };
         self.volume
             .checkpoint(cut, NewCheckpoint { comment: comment.to_owned(), auto })
@@ -192,20 +205,23 @@ impl Disk {
     }
 
     /// Puts a new empty layer on the checkpoint's stack. What it replaces stays as an automatic checkpoint.
-    pub async fn restore(&mut self, id: &str) -> Result<Checkpoint, DiskError> {
+    pub(crate) async fn restore(&mut self, id: &str) -> Result<Checkpoint, DiskError> {
         assert!(self.mounted.is_none(), "the owner unmounts before it restores");
-        self.volume.restore(id).await.map_err(|source| DiskError::Volume { action: "restore", source })
+        self.volume
+            .restore(id)
+            .await
+            .map_err(|source| DiskError::Volume { action: "restore", source })
     }
 
     /// Puts everything into the bucket and ends the volume. The disk must be unmounted.
-    pub async fn close(self) -> Result<(), DiskError> {
+    pub(crate) async fn close(self) -> Result<(), DiskError> {
         assert!(self.mounted.is_none(), "the owner unmounts before it closes");
         self.volume.close().await.map_err(|source| DiskError::Volume { action: "close", source })
     }
 }
 
 /// Writes back what the filesystem holds in memory.
-pub fn sync(filesystem: &File) -> Result<(), DiskError> {
+pub(crate) fn sync(filesystem: &File) -> Result<(), DiskError> {
     rustix::fs::syncfs(filesystem)
         .map_err(|errno| DiskError::Filesystem { action: "sync", source: errno.into() })
 }
@@ -231,7 +247,8 @@ impl<'a> Frozen<'a> {
 
     fn thaw(mut self) -> Result<(), DiskError> {
         let filesystem = self.0.take().expect("only thaw and drop take it");
-        freeze_ioctl::<FITHAW>(filesystem).map_err(|source| DiskError::Filesystem { action: "thaw", source })
+        freeze_ioctl::<FITHAW>(filesystem)
+            .map_err(|source| DiskError::Filesystem { action: "thaw", source })
     }
 }
 
@@ -260,7 +277,11 @@ fn mount_ext4(device: &Path) -> io::Result<File> {
     // namespace, since the container sees the volume through an overlay of its own.
     let flags = MountFlags::NOATIME | MountFlags::NODEV;
     rustix::mount::mount(device, MOUNT, "ext4", flags, c"discard")?;
-    let directory: OwnedFd = rustix::fs::open(MOUNT, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let directory: OwnedFd = rustix::fs::open(
+        MOUNT,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     Ok(File::from(directory))
 }
 
@@ -277,7 +298,12 @@ fn volume_log(id: VolumeId) -> object_store::path::Path {
     object_store::path::Path::from(format!("volumes/{id}/log"))
 }
 
-async fn fork_blank(store: &Arc<dyn ObjectStore>, source: VolumeId, id: VolumeId, db: &Path) -> Result<(), DiskError> {
+async fn fork_blank(
+    store: &Arc<dyn ObjectStore>,
+    source: VolumeId,
+    id: VolumeId,
+    db: &Path,
+) -> Result<(), DiskError> {
     let blank = Log::new(store.clone(), volume_log(source));
     if blank.restore(db).await.map_err(DiskError::Log)?.is_none() {
         return Err(DiskError::NoBlank(source));

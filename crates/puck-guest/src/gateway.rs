@@ -14,8 +14,9 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
 };
 use object_store::{
-    Attributes, CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload,
-    ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, path::Path,
+    Attributes, CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload, ListResult,
+    MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload,
+    PutResult, Result, path::Path,
 };
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use std::{
@@ -32,13 +33,13 @@ type Body = BoxBody<Bytes, Infallible>;
 
 /// A client of the worker's socket.
 #[derive(Clone)]
-pub struct Gateway {
+pub(crate) struct Gateway {
     client: Client<Connector, Body>,
 }
 
 /// An event that did not reach the worker. Nothing changed; it may be sent again.
 #[derive(Debug, thiserror::Error)]
-pub enum EventError {
+pub(crate) enum EventError {
     /// The worker answered with something other than success.
     #[error("worker refused the event with status {0}")]
     Refused(StatusCode),
@@ -50,20 +51,25 @@ pub enum EventError {
 impl Gateway {
     /// A client of the worker that listens on `socket`. Connects on first use.
     #[must_use]
-    pub fn new(socket: PathBuf) -> Self {
+    pub(crate) fn new(socket: PathBuf) -> Self {
         let connector = Connector { socket: Arc::new(socket) };
         Self { client: Client::builder(TokioExecutor::new()).build(connector) }
     }
 
     /// Tells the worker what happened.
-    pub async fn send(&self, event: &Event) -> Result<(), EventError> {
+    pub(crate) async fn send(&self, event: &Event) -> Result<(), EventError> {
         let body = serde_json::to_vec(event).expect("an event is always JSON");
         let request = request(Method::POST, EVENTS)
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)).boxed())
             .expect("the parts are constants");
-        let response = self.client.request(request).await.map_err(|error| EventError::Send(error.into()))?;
-        if response.status().is_success() { Ok(()) } else { Err(EventError::Refused(response.status())) }
+        let response =
+            self.client.request(request).await.map_err(|error| EventError::Send(error.into()))?;
+        if response.status().is_success() {
+            Ok(())
+        } else {
+            Err(EventError::Refused(response.status()))
+        }
     }
 
     async fn call(&self, location: &Path, request: Request<Body>) -> Result<Response<Incoming>> {
@@ -81,29 +87,51 @@ impl Gateway {
         let prefix = prefix.unwrap_or_default();
         let uri = format!("{OBJECTS}?prefix={}", utf8_percent_encode(prefix.as_ref(), QUERY));
         let request = request(Method::GET, &uri).body(empty()).map_err(generic)?;
-        let body = self.call(&prefix, request).await?.into_body().collect().await.map_err(generic)?.to_bytes();
+        let body = self
+            .call(&prefix, request)
+            .await?
+            .into_body()
+            .collect()
+            .await
+            .map_err(generic)?
+            .to_bytes();
         let list: ObjectList = serde_json::from_slice(&body).map_err(generic)?;
-        Ok(list.objects.into_iter().map(|entry| meta(&entry.key, entry.size, &entry.last_modified)).collect())
+        Ok(list
+            .objects
+            .into_iter()
+            .map(|entry| meta(&entry.key, entry.size, &entry.last_modified))
+            .collect())
     }
 }
 
 #[async_trait::async_trait]
 impl ObjectStore for Gateway {
-    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        let mut builder = request(Method::PUT, &object(location)).header(header::CONTENT_LENGTH, payload.content_length());
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
+        let mut builder = request(Method::PUT, &object(location))
+            .header(header::CONTENT_LENGTH, payload.content_length());
         match options.mode {
             PutMode::Overwrite => {}
             PutMode::Create => builder = builder.header(header::IF_NONE_MATCH, "*"),
             PutMode::Update(_) => return Err(unsupported("an update by version")),
         }
         let parts = payload.into_iter().map(|part| Ok::<_, Infallible>(Frame::data(part)));
-        let request = builder.body(StreamBody::new(stream::iter(parts)).boxed()).map_err(generic)?;
+        let request =
+            builder.body(BodyExt::boxed(StreamBody::new(stream::iter(parts)))).map_err(generic)?;
         let response = self.call(location, request).await?;
         response.into_body().collect().await.map_err(generic)?;
         Ok(PutResult { e_tag: None, version: None, extensions: options.extensions })
     }
 
-    async fn put_multipart_opts(&self, _: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        _: &Path,
+        _: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         Err(unsupported("a multipart upload"))
     }
 
@@ -114,12 +142,16 @@ impl ObjectStore for Gateway {
             builder = builder.header(header::RANGE, range_header(range));
         }
         let response = self.call(location, builder.body(empty()).map_err(generic)?).await?;
-        let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let text = |name| {
+            response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+        };
         let length: u64 = text(header::CONTENT_LENGTH).parse().map_err(generic)?;
         let (start, size) = match response.status() {
-            StatusCode::PARTIAL_CONTENT => content_range(text(header::CONTENT_RANGE)).ok_or_else(|| {
-                generic(format!("malformed content-range {:?}", text(header::CONTENT_RANGE)))
-            })?,
+            StatusCode::PARTIAL_CONTENT => {
+                content_range(text(header::CONTENT_RANGE)).ok_or_else(|| {
+                    generic(format!("malformed content-range {:?}", text(header::CONTENT_RANGE)))
+                })?
+            }
             _ => (0, length),
         };
         let meta = meta(location.as_ref(), size, text(header::LAST_MODIFIED))?;
@@ -135,14 +167,25 @@ impl ObjectStore for Gateway {
         })
     }
 
-    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
         let gateway = self.clone();
         locations
             .and_then(move |location| {
                 let gateway = gateway.clone();
                 async move {
-                    let request = request(Method::DELETE, &object(&location)).body(empty()).map_err(generic)?;
-                    gateway.call(&location, request).await?.into_body().collect().await.map_err(generic)?;
+                    let request = request(Method::DELETE, &object(&location))
+                        .body(empty())
+                        .map_err(generic)?;
+                    gateway
+                        .call(&location, request)
+                        .await?
+                        .into_body()
+                        .collect()
+                        .await
+                        .map_err(generic)?;
                     Ok(location)
                 }
             })
@@ -193,7 +236,9 @@ fn empty() -> Body {
 
 fn range_header(range: &GetRange) -> String {
     match range {
-        GetRange::Bounded(range) => format!("bytes={}-{}", range.start, range.end.saturating_sub(1)),
+        GetRange::Bounded(range) => {
+            format!("bytes={}-{}", range.start, range.end.saturating_sub(1))
+        }
         GetRange::Offset(offset) => format!("bytes={offset}-"),
         GetRange::Suffix(length) => format!("bytes=-{length}"),
     }
@@ -218,7 +263,9 @@ fn error_of(status: StatusCode, create: bool, location: &Path, text: String) -> 
     let path = location.to_string();
     match status {
         StatusCode::NOT_FOUND => Error::NotFound { path, source: text.into() },
-        StatusCode::PRECONDITION_FAILED if create => Error::AlreadyExists { path, source: text.into() },
+        StatusCode::PRECONDITION_FAILED if create => {
+            Error::AlreadyExists { path, source: text.into() }
+        }
         StatusCode::PRECONDITION_FAILED => Error::Precondition { path, source: text.into() },
         StatusCode::FORBIDDEN => Error::PermissionDenied { path, source: text.into() },
         _ => generic(format!("status {status} for {path}: {text}")),
@@ -273,21 +320,32 @@ impl hyper::rt::Read for Pipe {
 }
 
 impl hyper::rt::Write for Pipe {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(context, bytes)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_flush(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.0).poll_flush(context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(context)
     }
 }
 
 /// What must be escaped in a key, which is a path of a URL.
-const KEY: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'<').add(b'>').add(b'?').add(b'`');
+const KEY: &AsciiSet =
+    &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'<').add(b'>').add(b'?').add(b'`');
 
 /// What must be escaped in a value of a query.
 const QUERY: &AsciiSet = &KEY.add(b'&').add(b'+').add(b'=');

@@ -14,17 +14,17 @@ use tracing::error;
 
 /// What the routes work on.
 #[derive(Clone)]
-pub struct Internal {
+pub(crate) struct Internal {
     /// The machine.
-    pub machine: Arc<Machine>,
+    pub(crate) machine: Arc<Machine>,
     /// What keeps it awake.
-    pub activity: Arc<Activity>,
+    pub(crate) activity: Arc<Activity>,
     /// Told once the machine is asleep and the answer may go out.
-    pub asleep: Arc<Notify>,
+    pub(crate) asleep: Arc<Notify>,
 }
 
 /// The routes.
-pub fn router(internal: Internal) -> Router {
+pub(crate) fn router(internal: Internal) -> Router {
     Router::new()
         .route(IDENTITY, put(assign))
         .route(ACTIVITY, get(activity))
@@ -32,7 +32,10 @@ pub fn router(internal: Internal) -> Router {
         .with_state(internal)
 }
 
-async fn assign(State(internal): State<Internal>, Json(identity): Json<Identity>) -> Result<StatusCode, StatusCode> {
+async fn assign(
+    State(internal): State<Internal>,
+    Json(identity): Json<Identity>,
+) -> Result<StatusCode, StatusCode> {
     match internal.machine.assign(identity).await {
         Ok(()) => {
             internal.activity.touch();
@@ -60,7 +63,7 @@ async fn sleep(State(internal): State<Internal>) -> Result<StatusCode, StatusCod
     }
 }
 
-fn refuse(action: &str, error: &dyn std::error::Error) -> StatusCode {
+fn refuse(action: &str, error: &(dyn std::error::Error + 'static)) -> StatusCode {
     error!(error, "{action}");
     StatusCode::INTERNAL_SERVER_ERROR
 }

@@ -20,10 +20,15 @@ use crate::{
     gateway::Gateway,
 };
 use guest::{
+    cgroup::{self, Trees},
     container::{self, Container, ContainerSpec},
     protocol::{BASE, Boot, Identity},
 };
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::{Mutex, MutexGuard, watch},
     time::MissedTickBehavior,
@@ -39,11 +44,11 @@ const POOL_HOSTNAME: &str = "sprite";
 
 /// What failed in a transition. The machine must end.
 #[derive(Debug, thiserror::Error)]
-pub enum MachineError {
+pub(crate) enum MachineError {
     /// The container did not start or stop.
     #[error("{action} the container")]
     Container {
-        /// `start` or `stop`.
+        /// `start`, `stop` or `name`.
         action: &'static str,
         /// Why.
         #[source]
@@ -58,7 +63,7 @@ pub enum MachineError {
 }
 
 /// The inside of this machine.
-pub struct Machine {
+pub(crate) struct Machine {
     boot: Boot,
     inside: Mutex<Option<Inside>>,
     identity: watch::Sender<Option<Identity>>,
@@ -72,7 +77,7 @@ struct Inside {
 
 impl Machine {
     /// Opens and mounts the disk and starts the container.
-    pub async fn boot(boot: Boot, gateway: &Gateway) -> Result<Arc<Self>, MachineError> {
+    pub(crate) async fn boot(boot: Boot, gateway: &Gateway) -> Result<Arc<Self>, MachineError> {
         let mut disk = Disk::open(&boot, gateway).await?;
         tokio::task::block_in_place(|| disk.mount())?;
         let identity = watch::Sender::new(boot.identity.clone());
@@ -83,17 +88,17 @@ impl Machine {
     }
 
     /// Who the machine is, as it changes.
-    pub fn identity(&self) -> watch::Receiver<Option<Identity>> {
+    pub(crate) fn identity(&self) -> watch::Receiver<Option<Identity>> {
         self.identity.subscribe()
     }
 
     /// The container that runs, as it changes.
-    pub fn sandbox(&self) -> watch::Receiver<Option<Arc<dyn Sandbox>>> {
+    pub(crate) fn sandbox(&self) -> watch::Receiver<Option<Arc<dyn Sandbox>>> {
         self.sandbox.subscribe()
     }
 
     /// Gives the machine a new identity.
-    pub async fn assign(&self, identity: Identity) -> Result<(), MachineError> {
+    pub(crate) async fn assign(&self, identity: Identity) -> Result<(), MachineError> {
         let inside = self.inside().await?;
         if let Some(container) = inside.as_ref().and_then(|inside| inside.container.as_ref()) {
             container
@@ -106,18 +111,22 @@ impl Machine {
     }
 
     /// Keeps the disk as it is now.
-    pub async fn checkpoint(&self, comment: &str, auto: bool) -> Result<Checkpoint, MachineError> {
+    pub(crate) async fn checkpoint(
+        &self,
+        comment: &str,
+        auto: bool,
+    ) -> Result<Checkpoint, MachineError> {
         let inside = self.inside().await?;
         Ok(inside.as_ref().expect("not asleep").disk.checkpoint(comment, auto).await?)
     }
 
     /// The volume, for what needs no transition.
-    pub async fn volume(&self) -> Result<volume::Volume, MachineError> {
+    pub(crate) async fn volume(&self) -> Result<volume::Volume, MachineError> {
         Ok(self.inside().await?.as_ref().expect("not asleep").disk.volume().clone())
     }
 
     /// Makes the disk what it was at a checkpoint. The state before stays as an automatic checkpoint.
-    pub async fn restore(&self, id: &str) -> Result<(), MachineError> {
+    pub(crate) async fn restore(&self, id: &str) -> Result<(), MachineError> {
         let mut guard = self.inside().await?;
         let inside = guard.as_mut().expect("not asleep");
         self.stop_container(inside).await?;
@@ -131,7 +140,7 @@ impl Machine {
     }
 
     /// Kills the container and starts it anew; the disk stays mounted.
-    pub async fn bounce(&self) -> Result<(), MachineError> {
+    pub(crate) async fn bounce(&self) -> Result<(), MachineError> {
         let mut guard = self.inside().await?;
         let inside = guard.as_mut().expect("not asleep");
         self.stop_container(inside).await?;
@@ -139,7 +148,7 @@ impl Machine {
     }
 
     /// Ends the container, unmounts, and puts everything into the bucket. The agent ends next.
-    pub async fn sleep(&self) -> Result<(), MachineError> {
+    pub(crate) async fn sleep(&self) -> Result<(), MachineError> {
         let mut guard = self.inside().await?;
         let mut inside = guard.take().expect("not asleep");
         self.stop_container(&mut inside).await?;
@@ -148,7 +157,7 @@ impl Machine {
     }
 
     /// Writes back what the filesystem holds in memory, at every tick, for as long as the machine is awake.
-    pub async fn sync_forever(&self) {
+    pub(crate) async fn sync_forever(&self) {
         let mut ticks = tokio::time::interval(SYNC_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -159,17 +168,22 @@ impl Machine {
             match inside.disk.filesystem() {
                 Ok(Some(filesystem)) => {
                     if let Err(error) = tokio::task::block_in_place(|| disk::sync(&filesystem)) {
-                        warn!(error = &error as &dyn std::error::Error, "write back the filesystem");
+                        warn!(
+                            error = &error as &dyn std::error::Error,
+                            "write back the filesystem"
+                        );
                     }
                 }
                 Ok(None) => {}
-                Err(error) => warn!(error = &error as &dyn std::error::Error, "duplicate a descriptor"),
+                Err(error) => {
+                    warn!(error = &error as &dyn std::error::Error, "duplicate a descriptor")
+                }
             }
         }
     }
 
     /// Starts the container anew whenever it dies by itself. Returns when that fails.
-    pub async fn keep_container(&self) -> MachineError {
+    pub(crate) async fn keep_container(&self) -> MachineError {
         let mut sandbox = self.sandbox.subscribe();
         loop {
             let container = match self.inside().await {
@@ -195,18 +209,26 @@ impl Machine {
     }
 
     async fn start_container(&self, inside: &mut Inside) -> Result<(), MachineError> {
-        let hostname = self.identity.borrow().as_ref().map_or(POOL_HOSTNAME.to_owned(), |identity| identity.name.clone());
+        let hostname = self
+            .identity
+            .borrow()
+            .as_ref()
+            .map_or(POOL_HOSTNAME.to_owned(), |identity| identity.name.clone());
+        let trees = Trees::detect(Path::new(cgroup::MOUNT))
+            .map_err(|source| MachineError::Container { action: "start", source: source.into() })?;
         let spec = ContainerSpec {
             base: PathBuf::from(BASE),
             volume: PathBuf::from(MOUNT),
+            run: PathBuf::from(container::RUN),
+            cgroup: trees.group(""),
             uid_start: self.boot.uid_start,
             hostname,
             dns: self.boot.dns.clone(),
             limits: self.boot.limits,
-            sprite_dir: None,
         };
-        let container =
-            Container::start(spec).await.map_err(|source| MachineError::Container { action: "start", source })?;
+        let container = Container::start(spec)
+            .await
+            .map_err(|source| MachineError::Container { action: "start", source })?;
         let container = Arc::new(container);
         inside.container = Some(container.clone());
         self.sandbox.send_replace(Some(container));

@@ -54,8 +54,9 @@ fn agent() -> ExitCode {
 }
 
 async fn run() -> anyhow::Result<()> {
-    let boot: Boot = serde_json::from_slice(&fs::read(BOOT_FILE).context("read the boot parameters")?)
-        .context("parse the boot parameters")?;
+    let boot: Boot =
+        serde_json::from_slice(&fs::read(BOOT_FILE).context("read the boot parameters")?)
+            .context("parse the boot parameters")?;
     let channel = Path::new(CHANNEL);
     let gateway = Gateway::new(channel.join(GATEWAY_SOCKET));
     let machine = match Machine::boot(boot, &gateway).await.context("boot the machine") {
@@ -73,12 +74,16 @@ async fn serve(machine: &Arc<Machine>, gateway: &Gateway, socket: &Path) -> anyh
     let checkpoints = Arc::new(DiskCheckpoints(machine.clone()));
     let agent = api::Agent::new(machine.identity(), machine.sandbox(), checkpoints);
     let asleep = Arc::new(Notify::new());
-    let internal =
-        Internal { machine: machine.clone(), activity: agent.activity().clone(), asleep: asleep.clone() };
+    let internal = Internal {
+        machine: machine.clone(),
+        activity: agent.activity().clone(),
+        asleep: asleep.clone(),
+    };
     let router = internal::router(internal).merge(api::router(agent.clone()));
     let listener = UnixListener::bind(socket).context("listen for the worker")?;
     let goodbye = asleep.clone();
-    let server = axum::serve(listener, router).with_graceful_shutdown(async move { goodbye.notified().await });
+    let server = axum::serve(listener, router)
+        .with_graceful_shutdown(async move { goodbye.notified().await });
     let server = tokio::spawn(server.into_future());
     gateway.send(&Event::Ready).await.context("tell the worker that the machine is ready")?;
     tokio::select! {
