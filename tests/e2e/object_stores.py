@@ -1,0 +1,170 @@
+"""S3 servers for the tests: SeaweedFS, and a proxy in front of it that misbehaves on command."""
+
+import http.client
+import json
+import os
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+
+from puck_server import ROOT, free_port, wait_for
+
+WEED = ROOT / ".venv/bin/weed"
+BUCKET = "sprites"
+ACCESS_KEY = "puck-test-access-key"
+SECRET_KEY = "puck-test-secret-key-that-no-sprite-may-see"
+
+# SeaweedFS needs a while until it has a volume to write to.
+SETTLE_SECONDS_MAX = 90
+
+
+class SeaweedFS:
+    """A `weed server -s3` with one empty bucket."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        directory.mkdir(parents=True)
+        config = directory / "s3.json"
+        identity = {
+            "name": "puck",
+            "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+        config.write_text(json.dumps({"identities": [identity]}))
+        # Each HTTP port of SeaweedFS brings a gRPC port; both are chosen, or two servers on a host would meet.
+        ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+        grpc = {f"{name}.port.grpc": free_port() for name in ports}
+        self.s3_port = ports["s3"]
+        self.master = f"127.0.0.1:{ports['master']}.{grpc['master.port.grpc']}"
+        options = [f"-{name}.port={port}" for name, port in ports.items()]
+        options += [f"-{name}={port}" for name, port in grpc.items()]
+        self.log = open(directory / "log", "wb")
+        self.process = subprocess.Popen(
+            [WEED, "server", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={config}",
+             "-master.volumeSizeLimitMB=512", "-volume.max=200", *options],
+            stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
+        )
+        wait_for("SeaweedFS takes a bucket", self._make_bucket, SETTLE_SECONDS_MAX, pause=0.5)
+
+    def _make_bucket(self) -> bool:
+        assert self.process.poll() is None, (self.directory / "log").read_text()[-3000:]
+        command = [WEED, "shell", f"-master={self.master}"]
+        try:
+            made = subprocess.run(
+                command, input=f"s3.bucket.create -name {BUCKET}\ns3.bucket.list\n", capture_output=True, text=True, timeout=15, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        if BUCKET not in made.stdout:
+            return False
+        # The gateway answers strangers with 403 once it is up.
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.s3_port}/{BUCKET}", timeout=5).status_code == 403
+        except httpx.HTTPError:
+            return False
+
+    def close(self) -> None:
+        """Ends it."""
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+
+def environment(port: int) -> dict[str, str]:
+    """The usual variables for an S3 server on a port of this host."""
+    return {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+    }
+
+
+class FaultyProxy:
+    """Passes requests on to an S3 server, or answers with a fault.
+
+    `fault` is None, a status such as 403 or 500, or "hang": the request is taken and never answered.
+    """
+
+    def __init__(self, upstream: int):
+        self.fault: int | str | None = None
+        self.requests = 0
+        self.faults = 0
+        self._over = threading.Event()
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_any(self):
+                proxy.requests += 1
+                length = int(self.headers.get("Content-Length") or 0)
+                body = self.rfile.read(length)
+                fault = proxy.fault
+                if fault == "hang":
+                    proxy.faults += 1
+                    proxy._over.wait(120)
+                    self.close_connection = True
+                elif fault:
+                    proxy.faults += 1
+                    self.answer(fault, {"Content-Type": "application/xml"}, proxy.error(fault))
+                else:
+                    self.pass_on(body)
+
+            def pass_on(self, body: bytes) -> None:
+                connection = http.client.HTTPConnection("127.0.0.1", upstream, timeout=60)
+                try:
+                    # The signature covers the Host header, so that goes through as it came.
+                    connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+                    for name, value in self.headers.items():
+                        connection.putheader(name, value)
+                    connection.endheaders(body)
+                    got = connection.getresponse()
+                    data = got.read()
+                    headers = {k: v for k, v in got.getheaders() if k.lower() not in ("connection", "transfer-encoding", "content-length")}
+                    length = got.getheader("Content-Length") if self.command == "HEAD" else None
+                    self.answer(got.status, headers, data, length)
+                finally:
+                    connection.close()
+
+            def answer(self, status: int, headers: dict, body: bytes, length: str | None = None) -> None:
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", length or str(len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.server.block_on_close = False
+        self.server.handle_error = lambda *_: None
+        self.port = self.server.server_address[1]
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread.start()
+
+    @staticmethod
+    def error(status: int) -> bytes:
+        """An S3 error document."""
+        code = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}[status]
+        return f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>on purpose</Message></Error>'.encode()
+
+    def close(self) -> None:
+        """Lets everything that hangs go, and ends."""
+        self.fault = None
+        self._over.set()
+        self.server.shutdown()
+        self.server.server_close()
