@@ -2,13 +2,10 @@
 
 import http.client
 import json
-import os
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-import httpx
 
 from puck_server import ROOT, free_port, wait_for
 
@@ -60,11 +57,10 @@ class SeaweedFS:
             return False
         if BUCKET not in made.stdout:
             return False
-        # The gateway answers strangers with 403 once it is up.
-        try:
-            return httpx.get(f"http://127.0.0.1:{self.s3_port}/{BUCKET}", timeout=5).status_code == 403
-        except httpx.HTTPError:
-            return False
+        # It has settled when it keeps an object.
+        put = ["curl", "-sf", "-m", "10", "-T", "-", "--aws-sigv4", "aws:amz:us-east-1:s3", "--user", f"{ACCESS_KEY}:{SECRET_KEY}"]
+        put.append(f"http://127.0.0.1:{self.s3_port}/{BUCKET}/settled")
+        return subprocess.run(put, input=b"x", check=False, timeout=15, capture_output=True).returncode == 0
 
     def close(self) -> None:
         """Ends it."""

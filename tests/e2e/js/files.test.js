@@ -1,0 +1,54 @@
+// Files with the official JavaScript client.
+import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
+import { test } from 'node:test';
+import { sprite } from './kit.js';
+
+const one = sprite('js-files');
+const home = () => one.it.filesystem('/home/sprite');
+const hasCode = (code) => (error) => { assert.equal(error.code, code); return true; };
+
+test('text, bytes and JSON come back', async () => {
+  const data = randomBytes(2 << 20);
+  await home().writeFile('deep/er/bytes', data);
+  assert.deepEqual(await home().readFile('deep/er/bytes'), data);
+  await home().writeFile('text', 'grün\n', { mode: 0o600 });
+  assert.equal(await home().readFile('text', 'utf8'), 'grün\n');
+  await home().appendFile('text', 'more');
+  assert.equal(await home().readFile('text', 'utf8'), 'grün\nmore');
+  await home().writeJSON('json', { a: [1, null] });
+  assert.deepEqual(await home().readJSON('json'), { a: [1, null] });
+});
+
+test('what a path is', async () => {
+  await home().writeFile('stat', '12345', { mode: 0o640 });
+  const stats = await home().stat('stat');
+  assert.equal(stats.size, 5);
+  assert.equal(stats.mode, 0o640);
+  assert.ok(stats.isFile() && !stats.isDirectory());
+  assert.equal(await home().exists('stat'), true);
+  assert.equal(await home().exists('missing'), false);
+});
+
+test('directories are made, listed and removed', async () => {
+  await home().mkdir('made');
+  await home().mkdir('a/b/c', { recursive: true });
+  await home().writeFile('made/one', '');
+  await home().writeFile('made/two', '');
+  assert.deepEqual((await home().readdir('made')).sort(), ['one', 'two']);
+  const entries = await home().readdir('a', { withFileTypes: true });
+  assert.ok(entries[0].name === 'b' && entries[0].isDirectory());
+  await home().rm('made', { recursive: true });
+  await home().rm('made', { recursive: true, force: true });
+  await assert.rejects(home().readdir('made'), hasCode('ENOENT'));
+});
+
+test('errors have codes', async () => {
+  await home().mkdir('full');
+  await home().writeFile('full/file', 'x');
+  await assert.rejects(home().readFile('missing'), hasCode('ENOENT'));
+  await assert.rejects(home().readFile('full'), hasCode('EISDIR'));
+  await assert.rejects(home().rm('full'), hasCode('ENOTEMPTY'));
+  await assert.rejects(home().rm('missing'), hasCode('ENOENT'));
+  await assert.rejects(home().writeFile('full/file/below', 'x'), hasCode('ENOTDIR'));
+});
