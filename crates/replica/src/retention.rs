@@ -53,3 +53,61 @@ async fn is_takeover(store: &Store, name: Name) -> Result<bool, Error> {
         Header::decode(&bytes).map_err(|source| Error::File { key: store.key(name), source })?;
     Ok(header.ours.is_some_and(|ours| ours.takeover))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{GRACE, delete_old};
+    use crate::{
+        layout::{Layout, Name},
+        ltx::{Encoder, Header, Ours},
+        store::Store,
+    };
+    use jiff::Timestamp;
+    use object_store::{memory::InMemory, path::Path as Key};
+    use std::sync::Arc;
+
+    async fn put(store: &Store, name: Name, takeover: bool) {
+        let header = Header {
+            page_size: 4096,
+            page_count: 0,
+            min: name.min,
+            max: name.max,
+            time_ms: 0,
+            wal_offset: 0,
+            wal_size: 0,
+            wal_salt: [0, 0],
+            node: 1,
+            ours: Some(Ours { digest: 1, nonce: 2, takeover }),
+        };
+        let bytes = Encoder::new(&header).finish().0.into();
+        store.create(name, &bytes, 0).await.expect("a put");
+    }
+
+    async fn names(store: &Store) -> Vec<String> {
+        let mut names = Vec::new();
+        for level in [0, 9] {
+            let found = store.list(level, None).await.expect("a list");
+            names.extend(
+                found.iter().map(|found| format!("{level}:{}-{}", found.name.min, found.name.max)),
+            );
+        }
+        names
+    }
+
+    #[tokio::test]
+    async fn old_covered_files_go_and_takeovers_stay() {
+        let store = Store::new(Arc::new(InMemory::new()), Key::from("log"), Layout::Bucket);
+        for txid in 1..=6 {
+            put(&store, Name::transaction(txid), txid == 3).await;
+        }
+        put(&store, Name::snapshot(2), false).await;
+        put(&store, Name::snapshot(5), false).await;
+        let before = names(&store).await;
+        let now_ms = u64::try_from(Timestamp::now().as_millisecond()).expect("after 1970");
+        delete_old(&store, 5, now_ms).await.expect("nothing to delete");
+        assert_eq!(names(&store).await, before);
+        let later_ms = now_ms + u64::try_from(GRACE.as_millis()).expect("a day") + 60_000;
+        delete_old(&store, 5, later_ms).await.expect("deletes");
+        assert_eq!(names(&store).await, ["0:3-3", "0:5-5", "0:6-6", "9:1-5"]);
+    }
+}

@@ -30,9 +30,11 @@ async fn assert_comes_back(world: &World, db: &Path, node: u64, expected: Opened
         owner.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("a count");
     assert_eq!(read, rows);
     shipper.ship().await.expect("a ship");
-    put(&owner, 1000, 10);
+    let between = shipper.position().txid.cast_signed();
+    put(&owner, 1000 + between, 10);
     let after = shipper.ship().await.expect("a ship");
-    assert!(after.txid > before.map_or(0, |position| position.txid));
+    assert_eq!(after.txid.cast_signed(), between + 1);
+    assert!(after.txid > before.expect("a log").txid);
     world.assert_restores_to(db).await;
 }
 

@@ -36,7 +36,7 @@ async fn of_two_writers_exactly_one_wins() {
             ended => panic!("{ended:?}"),
         };
         world.assert_restores_to(winner).await;
-        let loser = if winner == &first { &mut shipper } else { &mut rival };
+        let loser = if winner == &first { &mut rival } else { &mut shipper };
         assert!(
             matches!(loser.ship().await, Err(Error::Fenced { txid: 2 })),
             "fenced once, fenced for good"
@@ -86,11 +86,11 @@ async fn an_outage_delays_and_nothing_is_lost_or_shipped_twice() {
     let (mut shipper, _) = world.open(&db, 1).await;
     let owner = own(&db);
     shipper.ship().await.expect("a ship");
-    for last in [Fault::Before, Fault::After] {
-        put(&owner, 1, 1000);
+    for (key, last) in [(10, Fault::Before), (20, Fault::After)] {
+        put(&owner, key, 1000);
         store.script([Fault::Before; 6].into_iter().chain([last]));
         assert!(matches!(shipper.ship().await, Err(Error::Bucket { action: "create", .. })));
-        put(&owner, 2, 1000);
+        put(&owner, key + 1, 1000);
         shipper.ship().await.expect("a ship after the outage");
     }
     assert_eq!(shipper.position().txid, 5);

@@ -257,7 +257,7 @@ async fn run(steps: Vec<Step>) {
     for step in steps {
         match step {
             Step::Delete(key) => {
-                drop(owner.execute("DELETE FROM t WHERE k = ?1", params![key]).expect("a delete"))
+                owner.execute("DELETE FROM t WHERE k = ?1", params![key]).expect("a delete");
             }
             Step::Put(key, bytes) => put(&owner, key, bytes),
             Step::Reopen => {
