@@ -25,7 +25,7 @@ node=$PWD/tests/e2e/js/node_modules/.bin/node
 $python tests/e2e/leaks.py save "$state/before"
 [[ ${1:-all} == e2e ]] || part "unit tests" cargo test --release --workspace
 part "end to end: command line, Python, durability, isolation" $python -m pytest -c tests/e2e/pytest.ini --rootdir tests/e2e tests/e2e -q -p no:cacheprovider
-part "end to end: JavaScript" $python tests/e2e/with_server.py "$node" --test --test-reporter=spec --test-concurrency=2 tests/e2e/js/
+part "end to end: JavaScript" $python tests/e2e/with_server.py "$node" --test --test-reporter=spec --test-concurrency=2 "tests/e2e/js/*.test.js"
 part "nothing left behind" $python tests/e2e/leaks.py check "$state/before"
 
 if ((${#failed[@]})); then
