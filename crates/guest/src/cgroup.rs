@@ -154,9 +154,13 @@ impl Cgroup {
     /// # Errors
     /// When the kernel refuses.
     pub fn delegate(&self) -> Result<(), Error> {
+        let path = self.unified.join("cgroup.subtree_control");
+        // Even writing what is set already can fail, on a host whose root group someone else manages.
+        let set = read(&path)?;
         for controller in CONTROLLERS {
-            if !self.legacy.iter().any(|(legacy, _)| *legacy == controller) {
-                write(&self.unified.join("cgroup.subtree_control"), &format!("+{controller}"))?;
+            let is_set = set.split_whitespace().any(|name| name == controller);
+            if !is_set && self.legacy(controller).is_none() {
+                write(&path, &format!("+{controller}"))?;
             }
         }
         Ok(())

@@ -281,7 +281,7 @@ impl Container {
     }
 
     /// Kills everything in the container, waits until it is gone, and unmounts its root. The volume can be unmounted
-    /// afterwards, unless someone else keeps it busy.
+    /// afterwards, unless someone else keeps it busy. May be called again, after a failure or not.
     ///
     /// # Errors
     /// When something still holds the root after the time limit.

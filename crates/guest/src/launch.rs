@@ -56,6 +56,8 @@ pub struct LaunchSpec {
     pub boot: Boot,
     /// Where the machine is on the host's network.
     pub network: Network,
+    /// What the agent logs, in the notation of `RUST_LOG`.
+    pub log: String,
 }
 
 /// Where a machine is on the host's network.
@@ -242,7 +244,7 @@ fn become_machine(spec: &LaunchSpec, trees: &Trees, agent: OwnedFd, gates: Gates
     } = gates;
     drop((theirs, not_ours, other));
     let error = match build_machine(spec, trees, separated, &connected) {
-        Ok(()) => execute_agent(&agent),
+        Ok(()) => execute_agent(&agent, &spec.log),
         Err(error) => error,
     };
     drop(File::from(failure).write_all(error.to_string().as_bytes()));
@@ -306,20 +308,24 @@ fn give_up_capabilities() -> io::Result<()> {
 }
 
 /// Executes the agent with nothing of the host's but its socket to the keeper and the log. Returns why that failed.
-fn execute_agent(keeper: &OwnedFd) -> StepError {
+fn execute_agent(keeper: &OwnedFd, log: &str) -> StepError {
     let run = || -> io::Result<io::Error> {
         let null =
             rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty())?;
         rustix::stdio::dup2_stdin(&null)?;
+        drop(null);
         // Standard output carries the keeper's reports.
         rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
         sys::reset_signals();
         sys::close_on_exec_from(3)?;
         sys::duplicate_for_exec(keeper, freeze::KEEPER_FD)?;
         let program = CString::new(AGENT_PATH).map_err(io::Error::other)?;
-        let argv =
-            ["puck-guest", "agent"].map(CString::new).into_iter().collect::<Result<Vec<_>, _>>();
-        Ok(sys::execve(&program, &argv.map_err(io::Error::other)?, &[]))
+        let strings = |strings: &[&str]| {
+            strings.iter().map(|string| CString::new(*string)).collect::<Result<Vec<_>, _>>()
+        };
+        let argv = strings(&["puck-guest", "agent"]).map_err(io::Error::other)?;
+        let env = strings(&[&format!("RUST_LOG={log}")]).map_err(io::Error::other)?;
+        Ok(sys::execve(&program, &argv, &env))
     };
     StepError { step: "execute the agent".into(), source: run().unwrap_or_else(|error| error) }
 }

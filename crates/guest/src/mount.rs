@@ -6,7 +6,8 @@
 
 use crate::sys::{self, MountAttributes};
 use rustix::{
-    fs::{CWD, Mode, OFlags, ResolveFlags},
+    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags},
+    io::Errno,
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags},
 };
 use std::{
@@ -99,6 +100,20 @@ pub(crate) fn place(root: BorrowedFd<'_>, path: &str, kind: Kind) -> io::Result<
         }
         found => found,
     }
+}
+
+/// Opens the directory `name` in `root` as a place for a mount. Anything else of that name is removed first: a container
+/// needs its `/proc` whatever its user has made of it.
+pub(crate) fn own_place(root: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = || rustix::fs::openat(root, name, flags, Mode::empty());
+    match open() {
+        Err(Errno::NOENT) => {}
+        Err(Errno::LOOP | Errno::NOTDIR) => rustix::fs::unlinkat(root, name, AtFlags::empty())?,
+        opened => return Ok(opened?),
+    }
+    rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o755))?;
+    Ok(open()?)
 }
 
 fn make(root: BorrowedFd<'_>, path: &str, kind: Kind) -> io::Result<()> {

@@ -36,6 +36,9 @@ const KILL_LIMIT: Duration = Duration::from_secs(20);
 /// The longest report of a launcher.
 const REPORT_BYTES_MAX: u64 = 64 * 1024;
 
+/// What agents log if this server's `RUST_LOG`, which holds for them too, says nothing.
+const LOG_DEFAULT: &str = "info";
+
 /// What a machine is made of.
 #[derive(Debug, Clone)]
 pub struct MachineSpec {
@@ -119,6 +122,7 @@ impl Machine {
             channel: ground.directory.join("channel"),
             boot: Boot { uid_start: ground.uid_start, ..spec.boot },
             network: Network { interface: ground.interface.clone(), address: ground.address },
+            log: std::env::var("RUST_LOG").unwrap_or_else(|_| LOG_DEFAULT.to_owned()),
         };
         let (child, mut stdin, stdout) =
             start(&ground.agent, &name).map_err(|error| error.to_string())?;

@@ -182,7 +182,7 @@ fn bind_shared(build: &Build, user_namespace: &OwnedFd) -> Result<(), StepError>
     let sprite =
         mount::bind(&build.run.join("shared/sprite"), read_only, Some(user_namespace.as_fd()))
             .step("map the ids of /.sprite")?;
-    let place = mount::place(root.as_fd(), ".sprite", Kind::Directory).step("find /.sprite")?;
+    let place = mount::own_place(root.as_fd(), ".sprite").step("find /.sprite")?;
     mount::attach(sprite.as_fd(), place.as_fd()).step("mount /.sprite")?;
     for name in ["resolv.conf", "hosts", "hostname"] {
         let source = build.run.join("shared").join(name);

@@ -34,6 +34,7 @@ pub(super) fn run(build: &Build, user_namespace: OwnedFd, docker: OwnedFd, socke
 }
 
 fn enter_root(build: &Build, docker: &OwnedFd) -> Result<(), StepError> {
+    rustix::thread::set_name(c"zygote").step("take a name")?;
     rustix::system::sethostname(build.hostname.as_bytes()).step("set the host name")?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .step("make mounts private")?;
@@ -46,8 +47,10 @@ fn enter_root(build: &Build, docker: &OwnedFd) -> Result<(), StepError> {
     mount_system(root, &build.cgroup_legacy)?;
     let run = [("source", "run"), ("mode", "755"), ("size", "25%"), ("nr_inodes", "65536")];
     let run = mount::filesystem("tmpfs", &run, NOSUID | NODEV).step("make /run")?;
-    attach(run.as_fd(), root, "run").step("mount /run")?;
-    attach(docker.as_fd(), root, "var/lib/docker").step("mount /var/lib/docker")?;
+    let run_place = mount::own_place(root, "run").step("find /run")?;
+    mount::attach(run.as_fd(), run_place.as_fd()).step("mount /run")?;
+    // A user may have put anything in the way. That costs the use of docker, and must not cost the sprite.
+    drop(attach(docker.as_fd(), root, "var/lib/docker"));
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     rustix::process::chdir(&path).step("enter the root")?;
     rustix::process::pivot_root(".", ".").step("make it the root")?;
@@ -89,8 +92,9 @@ const PROC_HIDDEN: [&str; 14] = [
 fn mount_processes(root: BorrowedFd<'_>) -> Result<(), StepError> {
     let proc = mount::filesystem("proc", &[("source", "proc")], NOSUID | NODEV | NOEXEC)
         .step("make /proc")?;
-    attach(proc.as_fd(), root, "proc").step("mount /proc")?;
-    let proc = mount::place(root, "proc", Kind::Directory).step("open /proc")?;
+    let place = mount::own_place(root, "proc").step("find /proc")?;
+    mount::attach(proc.as_fd(), place.as_fd()).step("mount /proc")?;
+    let proc = mount::own_place(root, "proc").step("open /proc")?;
     for path in PROC_READ_ONLY {
         make_read_only(proc.as_fd(), path).step("protect a part of /proc")?;
     }
@@ -121,8 +125,9 @@ const SYS_HIDDEN: [&str; 14] = [
 fn mount_system(root: BorrowedFd<'_>, cgroup_legacy: &[String]) -> Result<(), StepError> {
     let flags = NOSUID | NODEV | NOEXEC | RDONLY;
     let sys = mount::filesystem("sysfs", &[("source", "sysfs")], flags).step("make /sys")?;
-    attach(sys.as_fd(), root, "sys").step("mount /sys")?;
-    let sys = mount::place(root, "sys", Kind::Directory).step("open /sys")?;
+    let place = mount::own_place(root, "sys").step("find /sys")?;
+    mount::attach(sys.as_fd(), place.as_fd()).step("mount /sys")?;
+    let sys = mount::own_place(root, "sys").step("open /sys")?;
     for path in SYS_HIDDEN {
         hide(sys.as_fd(), path).step("hide a part of /sys")?;
     }
@@ -172,8 +177,9 @@ pub(super) const TTY_GID: u32 = 5;
 fn mount_devices(root: BorrowedFd<'_>, build: &Build) -> Result<(), StepError> {
     let dev = [("source", "dev"), ("mode", "755"), ("size", "64k"), ("nr_inodes", "128")];
     let dev = mount::filesystem("tmpfs", &dev, NOSUID | NOEXEC).step("make /dev")?;
-    attach(dev.as_fd(), root, "dev").step("mount /dev")?;
-    let dev = mount::place(root, "dev", Kind::Directory).step("open /dev")?;
+    let place = mount::own_place(root, "dev").step("find /dev")?;
+    mount::attach(dev.as_fd(), place.as_fd()).step("mount /dev")?;
+    let dev = mount::own_place(root, "dev").step("open /dev")?;
     for (name, major, minor) in DEVICES {
         let mode = Mode::from_raw_mode(0o666);
         rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, makedev(major, minor))
