@@ -12,7 +12,7 @@
 //! object, a checksum that does not match) fails at once as `Corrupt`, with an error in the log: nothing can repair it here.
 
 use crate::{
-    BLOCK_BYTES,
+    BLOCK_BYTES, Settings,
     cache::{Cache, Ticket},
     error::{Attempt as _, Error, ErrorKind},
     map::{Map, SegmentTable},
@@ -29,7 +29,6 @@ use std::{
         Arc, Condvar, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 use tokio::runtime::Handle;
 
@@ -42,10 +41,8 @@ const GAP_BYTES_MAX: u64 = 64 << 10;
 /// The most bytes, before compression, that are on their way without anyone waiting for them.
 const AHEAD_BYTES_MAX: u64 = 32 << 20;
 
-/// Waits between tries of a GET: 50 ms doubling to 2 s, about a minute in all.
-const RETRY_FIRST: Duration = Duration::from_millis(50);
-const RETRY_MOST: Duration = Duration::from_secs(2);
-const RETRIES_MAX: u32 = 34;
+/// Tries of a GET: with the default waits, they go on for more than a minute.
+const RETRIES_MAX: u32 = 18;
 
 /// A sealed block that someone wants.
 #[derive(Debug, Clone, Copy)]
@@ -131,15 +128,18 @@ pub(crate) struct Fetcher {
     cache: Arc<Cache>,
     flights: Mutex<HashMap<RunKey, Arc<Flight>>>,
     ahead_bytes: AtomicU64,
+    waits: Backoff,
 }
 
 impl Fetcher {
     pub(crate) fn new(
+        settings: &Settings,
         store: Arc<dyn ObjectStore>,
         runtime: Handle,
         map: Arc<Map>,
         cache: Arc<Cache>,
     ) -> Self {
+        let waits = Backoff::new(settings.retry_wait, settings.retry_wait_most(), RETRIES_MAX);
         Self {
             store,
             runtime,
@@ -147,6 +147,7 @@ impl Fetcher {
             cache,
             flights: Mutex::default(),
             ahead_bytes: AtomicU64::new(0),
+            waits,
         }
     }
 
@@ -263,7 +264,7 @@ struct Get {
 
 impl Get {
     async fn run(self, fetcher: Arc<Fetcher>, ticket: Ticket) {
-        match self.request(&fetcher.store).await {
+        match self.request(&fetcher).await {
             Ok(bytes) => self.land(&fetcher.cache, ticket, &bytes),
             Err(error) => {
                 if error.kind() == ErrorKind::Corrupt {
@@ -276,11 +277,11 @@ impl Get {
         }
     }
 
-    async fn request(&self, store: &Arc<dyn ObjectStore>) -> Result<Bytes, Error> {
+    async fn request(&self, fetcher: &Fetcher) -> Result<Bytes, Error> {
         let key = self.table.name.key();
-        let mut waits = Backoff::new(RETRY_FIRST, RETRY_MOST, RETRIES_MAX);
+        let mut waits = fetcher.waits.clone();
         loop {
-            let error = match store.get_range(&key, self.range.clone()).await {
+            let error = match fetcher.store.get_range(&key, self.range.clone()).await {
                 Ok(bytes) if bytes.len() as u64 == self.range.end - self.range.start => {
                     return Ok(bytes);
                 }

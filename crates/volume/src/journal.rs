@@ -2,7 +2,7 @@
 //!
 //! # Files
 //!
-//! `journal/NUMBER` are files of [`FILE_BYTES`], allocated when they are made and used again after what they hold was
+//! `journal/NUMBER` are files of one size, allocated when they are made and used again after what they hold was
 //! shipped, so that a write allocates nothing and `fdatasync` writes data only.
 //!
 //! ```text
@@ -40,9 +40,6 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-
-/// The size of a journal file.
-const FILE_BYTES: u64 = 16 << 20;
 
 /// The most data of one record. Longer writes become several.
 pub(crate) const RECORD_DATA_BYTES_MAX: usize = 1 << 20;
@@ -109,6 +106,7 @@ pub(crate) struct Appended {
 #[derive(Debug)]
 pub(crate) struct Journal {
     dir: PathBuf,
+    file_bytes: u64,
     identity: Identity,
     flush: Arc<Flush>,
     sequence_last: u64,
@@ -127,10 +125,11 @@ struct Current {
 
 impl Journal {
     /// An empty journal in an existing directory.
-    fn new(dir: PathBuf, identity: Identity, flush: Arc<Flush>) -> Self {
+    fn new(dir: PathBuf, file_bytes: u64, identity: Identity, flush: Arc<Flush>) -> Self {
         let sequence_last = identity.base.sequence;
         Self {
             dir,
+            file_bytes,
             identity,
             flush,
             sequence_last,
@@ -200,7 +199,7 @@ impl Journal {
     /// The file and the position for a record of so many bytes.
     fn room(&mut self, bytes: u64) -> Result<(Arc<JournalFile>, u64), Error> {
         if let Some(current) = &self.current
-            && current.offset + bytes <= FILE_BYTES
+            && current.offset + bytes <= self.file_bytes
         {
             return Ok((current.file.clone(), current.offset));
         }
@@ -216,7 +215,8 @@ impl Journal {
     fn next_file(&mut self) -> Result<JournalFile, Error> {
         let file = match self.free.pop() {
             Some(file) => file,
-            None => create(&self.dir, self.number_next).attempt("create a journal file")?,
+            None => create(&self.dir, self.number_next, self.file_bytes)
+                .attempt("create a journal file")?,
         };
         let header = FileHeader {
             identity: self.identity,
@@ -230,10 +230,10 @@ impl Journal {
 }
 
 /// Makes an allocated file whose name is durable.
-fn create(dir: &Path, number: u64) -> io::Result<JournalFile> {
+fn create(dir: &Path, number: u64, file_bytes: u64) -> io::Result<JournalFile> {
     let path = dir.join(format!("{number:016x}"));
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
-    let made = fallocate(&file, FallocateFlags::empty(), 0, FILE_BYTES)
+    let made = fallocate(&file, FallocateFlags::empty(), 0, file_bytes)
         .map_err(io::Error::from)
         .and_then(|()| file.sync_all())
         .and_then(|()| File::open(dir)?.sync_all());

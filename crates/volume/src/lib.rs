@@ -47,6 +47,9 @@ mod volume;
 
 pub mod blank;
 
+#[cfg(test)]
+mod testing;
+
 pub use checkpoint::{Checkpoint, NewCheckpoint};
 pub use device::{Device, mark_io_flusher};
 pub use error::{Error, ErrorKind};

@@ -10,7 +10,7 @@
 //! noted as garbage.
 
 use crate::{
-    BLOCK_BYTES,
+    BLOCK_BYTES, Settings,
     error::{Attempt as _, Error, ErrorKind},
     map::{Commit, Garbage, MergeCursor, NewSegment},
     segment::{BlockEntry, Contents, SegmentName, StoredRuns, encode},
@@ -32,10 +32,6 @@ use tokio::task::JoinHandle;
 
 /// Batches that are built and put at the same time.
 const PUTS_MAX: usize = 3;
-
-/// Waits between tries of whatever failed: 100 ms doubling to 5 s, without an end.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_MOST: Duration = Duration::from_secs(5);
 
 /// Garbage is looked for so long after the last change, and then as long as there is any.
 const RECLAIM_DELAY: Duration = Duration::from_secs(5);
@@ -126,7 +122,7 @@ async fn drain(shared: &Arc<Shared>) -> bool {
             last = commit(shared, prepared).await;
             puts.top_up(shared);
         }
-        ship_until_done(ship.as_mut()).await;
+        ship_until_done(shared, ship.as_mut()).await;
         shared.shipped(last.number, last.sequence_last);
     }
 }
@@ -162,7 +158,7 @@ impl Drop for Puts {
 }
 
 async fn prepare(shared: Arc<Shared>, batch: Arc<Batch>) -> Prepared {
-    let (contents, runs) = until_done("build a segment", || {
+    let (contents, runs) = until_done(&shared.settings, "build a segment", || {
         let batch = batch.clone();
         blocking(move || gather(&batch))
     })
@@ -177,7 +173,9 @@ async fn prepare(shared: Arc<Shared>, batch: Arc<Batch>) -> Prepared {
             SegmentName { volume: shared.settings.volume, epoch: shared.settings.epoch, sequence };
         let (bytes, data_offset) = encode(&name, &prepared.contents, &runs);
         let bytes = Bytes::from(bytes);
-        if until_done("put a segment", || create(&shared, &name, bytes.clone())).await {
+        if until_done(&shared.settings, "put a segment", || create(&shared, &name, bytes.clone()))
+            .await
+        {
             let runs = runs.table().to_vec();
             prepared.segment =
                 Some(NewSegment { name, bytes: bytes.len() as u64, data_offset, runs });
@@ -247,7 +245,7 @@ async fn create(shared: &Shared, name: &SegmentName, bytes: Bytes) -> Result<boo
 
 async fn commit(shared: &Arc<Shared>, prepared: Prepared) -> Arc<Batch> {
     let prepared = Arc::new(prepared);
-    until_done("commit a batch", || {
+    until_done(&shared.settings, "commit a batch", || {
         let (shared, prepared) = (shared.clone(), prepared.clone());
         blocking(move || commit_now(&shared, &prepared))
     })
@@ -290,8 +288,8 @@ fn commit_now(shared: &Shared, prepared: &Prepared) -> Result<(), Error> {
 }
 
 /// Ships the log, however long that takes.
-pub(crate) async fn ship_until_done(ship: &mut dyn Ship) {
-    let mut outage = Outage::new("ship the log");
+async fn ship_until_done(shared: &Shared, ship: &mut dyn Ship) {
+    let mut outage = Outage::new(&shared.settings, "ship the log");
     while let Err(error) = ship.ship().await {
         outage.failed(error.as_ref()).await;
     }
@@ -300,10 +298,11 @@ pub(crate) async fn ship_until_done(ship: &mut dyn Ship) {
 
 /// Tries an action until it succeeds.
 async fn until_done<T, F: Future<Output = Result<T, Error>>>(
+    settings: &Settings,
     action: &'static str,
     mut attempt: impl FnMut() -> F,
 ) -> T {
-    let mut outage = Outage::new(action);
+    let mut outage = Outage::new(settings, action);
     loop {
         match attempt().await {
             Ok(done) => {
@@ -329,12 +328,14 @@ pub(crate) async fn blocking<T: Send + 'static>(
 struct Outage {
     action: &'static str,
     since: Option<Instant>,
+    most: Duration,
     waits: Backoff,
 }
 
 impl Outage {
-    fn new(action: &'static str) -> Self {
-        Self { action, since: None, waits: Backoff::new(RETRY_FIRST, RETRY_MOST, u32::MAX) }
+    fn new(settings: &Settings, action: &'static str) -> Self {
+        let (first, most) = (settings.retry_wait, settings.retry_wait_most());
+        Self { action, since: None, most, waits: Backoff::new(first, most, u32::MAX) }
     }
 
     async fn failed(&mut self, error: &(dyn std::error::Error + Send + Sync + 'static)) {
@@ -343,7 +344,7 @@ impl Outage {
             let error: &(dyn std::error::Error + 'static) = error;
             tracing::warn!(action = self.action, error, "failed; trying until it succeeds");
         }
-        tokio::time::sleep(self.waits.next().unwrap_or(RETRY_MOST)).await;
+        tokio::time::sleep(self.waits.next().unwrap_or(self.most)).await;
     }
 
     fn over(&self) {
@@ -375,7 +376,7 @@ impl Reclaim {
                     error = &error as &dyn std::error::Error,
                     "cannot give space back; trying later"
                 );
-                Some(Instant::now() + RETRY_MOST)
+                Some(Instant::now() + RECLAIM_DELAY)
             }
         };
     }
@@ -401,12 +402,12 @@ impl Reclaim {
         let before = jiff::Timestamp::now().as_millisecond().saturating_sub(delay);
         let garbage = shared.map.garbage(shared.settings.volume, before, DELETES_MAX)?;
         // The log must say that nothing names them before they go, and what was merged must be in it anyway.
-        ship_until_done(ship.as_mut()).await;
+        ship_until_done(shared, ship.as_mut()).await;
         if !garbage.is_empty() {
             delete(shared, &garbage).await?;
             let (forgetting, forgotten) = (shared.clone(), garbage.clone());
             blocking(move || forgetting.map.forget(&forgotten)).await?;
-            ship_until_done(ship.as_mut()).await;
+            ship_until_done(shared, ship.as_mut()).await;
         }
         if more || garbage.len() == DELETES_MAX {
             return Ok(Some(Instant::now()));
@@ -442,7 +443,7 @@ impl Shared {
             let mut ship = operations.lock().await;
             let changing = shared.clone();
             let result = blocking(move || work(&changing)).await?;
-            ship_until_done(ship.as_mut()).await;
+            ship_until_done(&shared, ship.as_mut()).await;
             shared.wake.notify_one();
             Ok(result)
         });

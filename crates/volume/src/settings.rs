@@ -1,6 +1,6 @@
 //! What a caller may choose about a volume. Plain data; the store and the log are arguments of `open`.
 
-use crate::VolumeId;
+use crate::{BLOCK_BYTES, VolumeId, journal::RECORD_DATA_BYTES_MAX};
 use std::{path::PathBuf, time::Duration};
 
 /// How to open a volume.
@@ -23,11 +23,15 @@ pub struct Settings {
     /// A segment that nothing names is deleted so long after the log that says so was shipped. It must be longer than
     /// any read of a segment takes.
     pub garbage_delay: Duration,
+    /// The size of a journal file.
+    pub journal_file_bytes: u64,
+    /// The first wait before something that failed is tried again; later ones double, up to fifty times as long.
+    pub retry_wait: Duration,
 }
 
 impl Settings {
     /// The defaults: a cache of 10 GiB, a segment each second or at 8 MiB, a tail of at most 1 GiB, ten minutes until
-    /// garbage is deleted.
+    /// garbage is deleted, journal files of 16 MiB, retries from 100 ms to 5 s.
     #[must_use]
     pub fn new(volume: VolumeId, epoch: u64, dir: PathBuf) -> Self {
         Self {
@@ -39,6 +43,19 @@ impl Settings {
             seal_bytes: 8 << 20,
             tail_bytes_max: 1 << 30,
             garbage_delay: Duration::from_secs(600),
+            journal_file_bytes: 16 << 20,
+            retry_wait: Duration::from_millis(100),
         }
+    }
+
+    /// The longest wait between two tries.
+    pub(crate) fn retry_wait_most(&self) -> Duration {
+        self.retry_wait * 50
+    }
+
+    /// The most data of one journal record, so that at least four fit a file.
+    pub(crate) fn record_bytes_max(&self) -> usize {
+        let quarter = usize::try_from(self.journal_file_bytes / 4).unwrap_or(usize::MAX);
+        RECORD_DATA_BYTES_MAX.min(quarter / BLOCK_BYTES * BLOCK_BYTES).max(BLOCK_BYTES)
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     error::{Attempt as _, Error, ErrorKind},
     fetch::{Fetcher, Streams, Wanted},
     flush::Flush,
-    journal::{self, Journal, Position, RECORD_DATA_BYTES_MAX, RecordKind},
+    journal::{self, Journal, Position, RecordKind},
     map::{Entry, LayerId, Map, REGION_BLOCKS},
     seal,
     segment::RUN_BLOCKS,
@@ -167,7 +167,7 @@ impl Volume {
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
         block_range(offset, data.len() as u64)?;
         let mut at = offset;
-        for chunk in data.chunks(RECORD_DATA_BYTES_MAX) {
+        for chunk in data.chunks(self.shared.settings.record_bytes_max()) {
             let crc = crc32c::crc32c(chunk);
             self.shared.append(RecordKind::Write, at, chunk.len() as u64, (chunk, crc))?;
             at += chunk.len() as u64;
@@ -271,7 +271,7 @@ impl Shared {
         let map = Arc::new(Map::open(&settings.dir.join("map.db"), volume, epoch)?);
         let position = map.position()?;
         let flush = Arc::new(Flush::new(position.sequence));
-        let opened = journal::open(&settings.dir, volume, epoch, position, flush.clone())?;
+        let opened = journal::open(&settings, position, flush.clone())?;
         if let Some(path) = &opened.set_aside {
             tracing::warn!(%volume, path = %path.display(), "a journal that does not continue the map was set aside");
         }
@@ -288,7 +288,8 @@ impl Shared {
         let tag = Tag { volume, position, head: map.head()? };
         let cache = Arc::new(Cache::open(&settings.dir, settings.cache_bytes_max, &tag)?);
         let segment_next = AtomicU64::new(map.segment_next()?);
-        let fetcher = Arc::new(Fetcher::new(store.clone(), runtime, map.clone(), cache.clone()));
+        let fetcher =
+            Arc::new(Fetcher::new(&settings, store.clone(), runtime, map.clone(), cache.clone()));
         Ok(Self {
             settings,
             store,

@@ -47,10 +47,16 @@ impl Disk {
 
 impl Filesystem for Disk {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Either may be refused by an older kernel, which then works with its own smaller values.
-        drop(config.set_max_write(REQUEST_BYTES_MAX));
-        drop(config.set_max_background(BACKGROUND_MAX));
-        drop(config.add_capabilities(InitFlags::FUSE_ASYNC_DIO));
+        // Each may be refused by an older kernel, which then works with its own smaller value.
+        if let Err(most) = config.set_max_write(REQUEST_BYTES_MAX) {
+            tracing::debug!(most, "smaller writes than asked for");
+        }
+        if let Err(most) = config.set_max_background(BACKGROUND_MAX) {
+            tracing::debug!(most, "fewer requests at once than asked for");
+        }
+        if let Err(missing) = config.add_capabilities(InitFlags::FUSE_ASYNC_DIO) {
+            tracing::debug!(?missing, "requests are served one after the other");
+        }
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use super::{
     RECORD_HEADER_BYTES, Record, RecordKind, remove,
 };
 use crate::{
-    VolumeId,
+    Settings, VolumeId,
     error::{Attempt as _, Error, ErrorKind},
     flush::Flush,
 };
@@ -38,13 +38,9 @@ struct Scanned {
 ///
 /// The order of renames makes a crash at any point leave one complete journal: `journal-next` counts only when `journal`
 /// is gone, and it is complete before `journal` goes.
-pub(crate) fn open(
-    dir: &Path,
-    volume: VolumeId,
-    epoch: u64,
-    map: Position,
-    flush: Arc<Flush>,
-) -> Result<Opened, Error> {
+pub(crate) fn open(settings: &Settings, map: Position, flush: Arc<Flush>) -> Result<Opened, Error> {
+    let Settings { volume, epoch, dir, journal_file_bytes, .. } = settings;
+    let (volume, epoch, file_bytes) = (*volume, *epoch, *journal_file_bytes);
     let path = dir.join("journal");
     let next = dir.join("journal-next");
     let old = dir.join("journal-old");
@@ -75,11 +71,16 @@ pub(crate) fn open(
     let same_epoch = files.first().is_none_or(|first| first.header.identity.epoch == epoch);
     if same_epoch {
         let base = files.first().map_or(map, |first| first.header.identity.base);
-        let (journal, unsealed) = resume(path, Identity { volume, epoch, base }, map, files, flush);
+        let (journal, unsealed) =
+            resume((path, file_bytes), Identity { volume, epoch, base }, map, files, flush);
         return Ok(Opened { journal, unsealed, set_aside });
     }
-    let (mut journal, unsealed) =
-        take_over(next.clone(), Identity { volume, epoch, base: map }, &files, flush)?;
+    let (mut journal, unsealed) = take_over(
+        (next.clone(), file_bytes),
+        Identity { volume, epoch, base: map },
+        &files,
+        flush,
+    )?;
     fs::rename(&path, &old).attempt("retire the old journal")?;
     fs::rename(&next, &path).attempt("put the new journal in place")?;
     sync_dir(dir).attempt("sync the volume's directory")?;
@@ -121,13 +122,13 @@ fn continues(files: &mut Vec<Scanned>, volume: VolumeId, map: Position) -> bool 
 
 /// Goes on with a journal of the same epoch. What was torn is never appended to: the next record begins a new file.
 fn resume(
-    dir: PathBuf,
+    (dir, file_bytes): (PathBuf, u64),
     identity: Identity,
     map: Position,
     files: Vec<Scanned>,
     flush: Arc<Flush>,
 ) -> (Journal, Vec<Appended>) {
-    let mut journal = Journal::new(dir, identity, flush);
+    let mut journal = Journal::new(dir, file_bytes, identity, flush);
     journal.sequence_last = map.sequence;
     let mut unsealed = Vec::new();
     for mut scanned in files {
@@ -147,13 +148,13 @@ fn resume(
 
 /// Copies the unsealed records of an older epoch's journal into a new, durable one.
 fn take_over(
-    dir: PathBuf,
+    (dir, file_bytes): (PathBuf, u64),
     identity: Identity,
     files: &[Scanned],
     flush: Arc<Flush>,
 ) -> Result<(Journal, Vec<Appended>), Error> {
     fs::create_dir_all(&dir).attempt("create the journal directory")?;
-    let mut journal = Journal::new(dir.clone(), identity, flush.clone());
+    let mut journal = Journal::new(dir.clone(), file_bytes, identity, flush.clone());
     let mut unsealed = Vec::new();
     let mut data = Vec::new();
     for record in files.iter().flat_map(|file| &file.records) {
