@@ -20,7 +20,10 @@ use crate::{context::Context, exit::Exit};
 
 /// What the client can do. The server's own commands stand beside these in the binary.
 #[derive(Debug, clap::Subcommand)]
-#[expect(missing_docs, reason = "a text here would replace the help text, which stands at the type")]
+#[expect(
+    missing_docs,
+    reason = "a text here would replace the help text, which stands at the type"
+)]
 pub enum Commands {
     Create(create::Create),
     Use(r#use::Use),

@@ -14,7 +14,7 @@ use api::{
     name::{NameError, SpriteName},
     token::Token,
 };
-use std::{env, io, path::PathBuf};
+use std::{env, path::PathBuf};
 
 /// Where `puck dev` listens unless told otherwise.
 const API_URL_DEFAULT: &str = "http://127.0.0.1:8080";
@@ -34,16 +34,17 @@ pub(crate) struct Environment {
 
 impl Environment {
     /// Reads the environment. A variable that is set to nothing counts as not set.
-    pub(crate) fn of_process() -> io::Result<Self> {
+    pub(crate) fn of_process() -> Self {
         let variable = |name| {
             env::var(name).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
         };
-        Ok(Self {
+        Self {
             api_url: variable("SPRITES_API_URL"),
             token: variable("SPRITE_TOKEN"),
             org: variable("SPRITE_ORG"),
-            directory: env::current_dir()?,
-        })
+            // Where the working directory has been removed there is no `.sprite` either.
+            directory: env::current_dir().unwrap_or_default(),
+        }
     }
 }
 

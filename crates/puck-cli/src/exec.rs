@@ -53,9 +53,6 @@ pub(crate) enum ExecError {
         "the connection to session {id} was lost; it may still be running: puck attach {id} -s {sprite}"
     )]
     SessionLost { sprite: SpriteName, id: String },
-    /// The connection could not be opened.
-    #[error(transparent)]
-    Transport(#[from] TransportError),
     /// Standard output or standard error did not take what the command printed.
     #[error("write what the command printed")]
     Write(#[source] io::Error),
@@ -79,16 +76,14 @@ pub(crate) async fn run(
                     .endpoint()
                     .tell(format_args!("no web socket ({error}), trying a plain request"));
             }
-            Err(error) => return Err(ExecError::from(error).into()),
+            Err(error) => return Err(error.into()),
         }
     }
     let outcome = match opened {
         Some(mut socket) => {
             pump::pump(&mut socket, Mode::Frames, &mut streams, &mut controls).await
         }
-        None => http::run(client.endpoint(), sprite, query, &mut streams, &mut controls)
-            .await
-            .map_err(ExecError::from)?,
+        None => http::run(client.endpoint(), sprite, query, &mut streams, &mut controls).await?,
     };
     finish(outcome)
 }
@@ -99,14 +94,14 @@ pub(crate) async fn run_terminal(
     sprite: &SpriteName,
     query: &ExecQuery,
 ) -> anyhow::Result<Exit> {
-    let socket = open(client, sprite, None, query).await.map_err(ExecError::from)?;
+    let socket = open(client, sprite, None, query).await?;
     converse(client, sprite, socket).await
 }
 
 /// Comes back to a session. One without a terminal is shown from the start of what is kept of its output.
 pub(crate) async fn attach(client: &Client, sprite: &SpriteName, id: &str) -> anyhow::Result<Exit> {
     let query = ExecQuery { tty: Some(terminal::size()), stdin: true, ..ExecQuery::default() };
-    let mut socket = open(client, sprite, Some(id), &query).await.map_err(ExecError::from)?;
+    let mut socket = open(client, sprite, Some(id), &query).await?;
     if socket.session().is_some_and(|session| session.tty) {
         return converse(client, sprite, socket).await;
     }

@@ -21,6 +21,7 @@ mod spinner;
 mod terminal;
 mod transport;
 
+use anyhow::Context as _;
 use context::{Context, Environment};
 use exit::Exit;
 use output::OutputError;
@@ -49,8 +50,9 @@ pub fn run(options: Options, command: Commands) -> ExitCode {
 }
 
 fn attempt(options: Options, command: Commands) -> anyhow::Result<Exit> {
-    let context = Context::new(options, Environment::of_process()?);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let context = Context::new(options, Environment::of_process());
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start")?;
     let result = runtime.block_on(command.run(&context));
     // A read of standard input may still be waiting in a thread, and nobody will answer it.
     runtime.shutdown_background();

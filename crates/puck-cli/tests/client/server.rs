@@ -192,7 +192,8 @@ async fn write(
     body: String,
 ) -> Json<Value> {
     let query = parse(query);
-    let [directory, path, mode] = ["workingDir", "path", "mode"].map(|key| query.first(key).expect(key));
+    let [directory, path, mode] =
+        ["workingDir", "path", "mode"].map(|key| query.first(key).expect(key));
     kept.lock().expect("not poisoned").push(format!("{directory} {path} {mode} {body}"));
     Json(json!({"path": path, "size": body.len(), "mode": mode}))
 }
@@ -275,8 +276,10 @@ async fn perform(
             _ => {}
         }
     }
-    while query.cmd == ["yes"] {
-        socket.send(Message::binary(Frame::Stdout(b"y\n").encode())).await?;
+    if query.cmd == ["yes"] {
+        loop {
+            socket.send(Message::binary(Frame::Stdout(b"y\n").encode())).await?;
+        }
     }
     for frame in frames(&obey(query, &input, kept)) {
         socket.send(Message::binary(frame)).await?;
@@ -296,7 +299,7 @@ async fn converse(mut socket: WebSocket, greeting: &str) -> Result<(), axum::Err
             }
             Message::Binary(keys) if keys[..] == *b"d" => break,
             Message::Binary(keys) => {
-                socket.send(Message::binary([b"typed ", &keys[..], b"\r\n"].concat())).await?
+                socket.send(Message::binary([b"typed ", &keys[..], b"\r\n"].concat())).await?;
             }
             Message::Text(text) => {
                 let resize: Value = serde_json::from_str(&text).expect("JSON");

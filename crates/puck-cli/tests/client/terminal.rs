@@ -2,6 +2,7 @@
 
 use super::client;
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     fd::{AsFd, OwnedFd},
     process::{ioctl_tiocsctty, setsid},
     pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
@@ -13,6 +14,10 @@ use std::{
     os::unix::process::CommandExt,
     process::Child,
 };
+use tempfile::TempDir;
+
+/// How long something that is expected may take to be printed.
+const PATIENCE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
 
 struct Terminal {
     /// The side of the person.
@@ -20,6 +25,8 @@ struct Terminal {
     /// The side of the program, kept open so that its modes can be looked at.
     program: OwnedFd,
     child: Child,
+    /// Where the client runs; removed at the end.
+    _directory: TempDir,
     seen: String,
 }
 
@@ -45,13 +52,22 @@ impl Terminal {
             });
         }
         let child = command.spawn().expect("the client starts");
-        Self { person: File::from(person), program, child, seen: String::new() }
+        Self {
+            person: File::from(person),
+            program,
+            child,
+            _directory: directory,
+            seen: String::new(),
+        }
     }
 
     /// Reads until `text` has been printed since the last call.
     fn expect(&mut self, text: &str) {
         let mut piece = [0; 1024];
         while !self.seen.contains(text) {
+            let mut readable = [PollFd::new(&self.person, PollFlags::IN)];
+            let ready = poll(&mut readable, Some(&PATIENCE)).expect("poll");
+            assert!(ready > 0, "{text:?} does not come after {:?}", self.seen);
             let n = self.person.read(&mut piece).expect("the terminal is open");
             self.seen.push_str(&String::from_utf8_lossy(&piece[..n]));
         }
@@ -76,6 +92,14 @@ impl Terminal {
 fn resize(terminal: &impl AsFd, rows: u16, cols: u16) {
     let size = Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(terminal, size).expect("a terminal");
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // Where the test has failed the client may still run; where it has not this does nothing.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
 }
 
 #[test]
