@@ -1,1 +1,109 @@
-fn main() {}
+//! `puck`: the server and the command line client in one program.
+//!
+//! Parses the arguments and hands over: `dev` to [`dev`], `image` to [`image`], everything else to the client.
+
+mod account;
+mod bucket;
+mod data;
+mod dev;
+mod gateway;
+mod image;
+mod orchestrator;
+mod owner;
+mod settings;
+#[cfg(test)]
+mod testing;
+mod worker;
+
+use anyhow::Context;
+use clap::Parser;
+use std::{io::IsTerminal, process::ExitCode};
+use tracing_subscriber::EnvFilter;
+
+/// What is logged unless RUST_LOG or --log say otherwise.
+const LOG_DEFAULT: &str = "info";
+
+/// Sprites: Linux computers that are created in an instant and keep a durable disk.
+#[derive(Debug, Parser)]
+#[command(name = "puck", version, propagate_version = true)]
+struct Arguments {
+    #[command(flatten)]
+    client: puck_cli::Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Client(puck_cli::Commands),
+    Dev {
+        #[command(flatten)]
+        args: Box<settings::DevArgs>,
+        /// What to log on standard error, such as `info` or `puck=debug`
+        #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = LOG_DEFAULT)]
+        log: String,
+    },
+    /// Work with the base image
+    Image {
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ImageCommand {
+    Build(image::BuildArgs),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.command {
+        Command::Client(command) => return puck_cli::run(&arguments.client, &command),
+        Command::Dev { args, log } => {
+            log_to_stderr(&log).and_then(|()| block_on(dev::run(args.settings()?)))
+        }
+        Command::Image { command: ImageCommand::Build(args) } => {
+            log_to_stderr(LOG_DEFAULT).and_then(|()| block_on(build_image(args)))
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("puck: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Builds an image and says its digest; publishes it when a bucket is named.
+async fn build_image(args: image::BuildArgs) -> anyhow::Result<()> {
+    let url = match (&args.bucket, &args.data) {
+        (Some(url), _) => Some(url.parse()?),
+        (None, Some(data)) => Some(settings::bucket(None, data)?),
+        (None, None) => None,
+    };
+    let store = url.as_ref().map(bucket::connect).transpose()?;
+    let digest = image::run(&args, store.as_deref()).await?;
+    println!("{digest}");
+    Ok(())
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?
+        .block_on(work)
+}
+
+fn log_to_stderr(filter: &str) -> anyhow::Result<()> {
+    let filter =
+        EnvFilter::try_new(filter).with_context(|| format!("parse the log filter {filter:?}"))?;
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_env_filter(filter)
+        .init();
+    Ok(())
+}

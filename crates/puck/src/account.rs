@@ -1,0 +1,235 @@
+//! One account: the sprites and tokens of an organization, in a SQLite database whose truth is its log in the bucket.
+//!
+//! A single writer owns the database. A change is committed locally, shipped, and only then published and answered, so what
+//! readers see is always in the bucket. Changes that wait together are shipped together. When shipping fails, the change is
+//! taken back and the caller gets an error; should the server die just then, the change may turn out to have happened,
+//! whole, at the next start. Reads come from memory and never wait.
+
+mod record;
+mod tables;
+mod tokens;
+mod writer;
+
+use api::{
+    name::{OrgName, SpriteName},
+    sprite::SpriteId,
+    token::Token,
+};
+use object_store::{ObjectStore, path::Path as Key};
+use replica::Log;
+use rusqlite::Connection;
+use std::{collections::BTreeMap, io, path::Path, sync::Arc};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+pub(crate) use record::SpriteRecord;
+use tokens::Hash;
+use writer::{Change, Op, Writer};
+
+/// The sprites of an account, by name.
+pub(crate) type Sprites = BTreeMap<SpriteName, Arc<SpriteRecord>>;
+
+/// How many changes may wait for the writer; further ones wait with their callers.
+const CHANGES_WAITING_MAX: usize = 256;
+
+/// A handle on an open account.
+#[derive(Debug)]
+pub(crate) struct Account {
+    org: OrgName,
+    org_id: String,
+    sprites: watch::Receiver<Arc<Sprites>>,
+    tokens: BTreeMap<String, Hash>,
+    changes: mpsc::Sender<Change>,
+    writer: JoinHandle<()>,
+}
+
+/// Why an account did not open or a change did not happen. The published state is as before.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum AccountError {
+    /// The account is being closed.
+    #[error("the server is stopping")]
+    Closed,
+    /// The local database failed.
+    #[error("{action} the account's database")]
+    Database {
+        /// `open`, `read` or `write`.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: Arc<rusqlite::Error>,
+    },
+    /// Another server has taken the bucket over; this one must stop.
+    #[error("another server owns this account now")]
+    Fenced,
+    /// A local file of the account failed.
+    #[error("use the account's local files")]
+    Local(#[source] Arc<io::Error>),
+    /// There is no sprite of this name.
+    #[error("no sprite is named {0}")]
+    Missing(SpriteName),
+    /// A newer version of the product wrote the database.
+    #[error("the account's database has version {found}, this server knows up to {known}")]
+    Newer {
+        /// What it has.
+        found: i64,
+        /// What this server knows.
+        known: i64,
+    },
+    /// The log did not take the change, or could not be read.
+    #[error("{action} the account's log")]
+    Log {
+        /// `open` or `ship`.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: Arc<replica::Error>,
+    },
+    /// The name belongs to another sprite.
+    #[error("a sprite named {0} exists")]
+    Taken(SpriteName),
+    /// The bucket belongs to another organization.
+    #[error("the database is that of organization {0}")]
+    WrongOrganization(String),
+}
+
+impl Account {
+    /// Opens the account of `org`, from the bucket where the local database is missing or behind, and makes it where
+    /// neither has one. Mints a token unless the file at `token` holds a valid one. Cancels `fenced` when another server turns
+    /// out to own the account.
+    pub(crate) async fn open(
+        store: Arc<dyn ObjectStore>,
+        org: OrgName,
+        directory: &Path,
+        token: &Path,
+        epoch: u64,
+        fenced: CancellationToken,
+    ) -> Result<(Self, Token), AccountError> {
+        let local = |error| AccountError::Local(Arc::new(error));
+        crate::data::create_private(directory).map_err(local)?;
+        let path = directory.join("account.db");
+        let log = Log::new(store, Key::from(format!("accounts/{org}/log")));
+        let (shipper, opened) = log
+            .open(&path, epoch)
+            .await
+            .map_err(|error| AccountError::Log { action: "open", source: Arc::new(error) })?;
+        let mut db = open_database(&path)?;
+        let org_id = tables::prepare(&mut db, &org)?;
+        let token = tokens::load_or_mint(&mut db, &org, &org_id, token)?;
+        let tokens = tables::tokens(&db)?;
+        let sprites = tables::sprites(&db)?;
+        info!(organization = %org, sprites = sprites.len(), ?opened, "account is open");
+
+        let (publish, published) = watch::channel(Arc::new(sprites));
+        let mut writer = Writer::new(db, shipper, publish, fenced);
+        writer.ship().await?;
+        let (changes, waiting) = mpsc::channel(CHANGES_WAITING_MAX);
+        let runtime = tokio::runtime::Handle::current();
+        // SQLite blocks, so the writer has a thread of its own.
+        let writer = tokio::task::spawn_blocking(move || runtime.block_on(writer.run(waiting)));
+        Ok((Self { org, org_id, sprites: published, tokens, changes, writer }, token))
+    }
+
+    /// The organization's name.
+    #[must_use]
+    pub(crate) fn org(&self) -> &OrgName {
+        &self.org
+    }
+
+    /// The organization's short id, as in host names.
+    #[must_use]
+    pub(crate) fn org_id(&self) -> &str {
+        &self.org_id
+    }
+
+    /// The sprites now.
+    #[must_use]
+    pub(crate) fn sprites(&self) -> Arc<Sprites> {
+        self.sprites.borrow().clone()
+    }
+
+    /// The sprites now and whenever they change.
+    #[must_use]
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Sprites>> {
+        self.sprites.clone()
+    }
+
+    /// One sprite.
+    #[must_use]
+    pub(crate) fn sprite(&self, name: &SpriteName) -> Option<Arc<SpriteRecord>> {
+        self.sprites.borrow().get(name).cloned()
+    }
+
+    /// Whether the token is one of this organization's. Takes the same time for any secret.
+    #[must_use]
+    pub(crate) fn accepts(&self, token: &Token) -> bool {
+        let Some(hash) = self.tokens.get(&token.id) else { return false };
+        hash.matches(token.secret()) && token.org == self.org && token.org_id == self.org_id
+    }
+
+    /// Adds a sprite. Returns when the bucket has it.
+    pub(crate) async fn create(
+        &self,
+        record: SpriteRecord,
+    ) -> Result<Arc<SpriteRecord>, AccountError> {
+        self.change(Op::Create(Box::new(record))).await
+    }
+
+    /// Changes a sprite, if it is still this one. Returns the new record when the bucket has it.
+    pub(crate) async fn update(
+        &self,
+        name: &SpriteName,
+        id: SpriteId,
+        change: impl FnOnce(&mut SpriteRecord) + Send + 'static,
+    ) -> Result<Arc<SpriteRecord>, AccountError> {
+        self.change(Op::Update(name.clone(), id, Box::new(change))).await
+    }
+
+    /// Removes a sprite, if it is still this one. Returns what it was when the bucket has it no more.
+    pub(crate) async fn destroy(
+        &self,
+        name: &SpriteName,
+        id: SpriteId,
+    ) -> Result<Arc<SpriteRecord>, AccountError> {
+        self.change(Op::Destroy(name.clone(), id)).await
+    }
+
+    /// Lets what was asked for finish, and closes the database.
+    pub(crate) async fn close(self) {
+        drop(self.changes);
+        if let Err(error) = self.writer.await {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the account's writer failed"
+            );
+        }
+    }
+
+    async fn change(&self, op: Op) -> Result<Arc<SpriteRecord>, AccountError> {
+        let (reply, answer) = oneshot::channel();
+        self.changes.send(Change { op, reply }).await.map_err(|_| AccountError::Closed)?;
+        answer.await.map_err(|_| AccountError::Closed)?
+    }
+}
+
+fn open_database(path: &Path) -> Result<Connection, AccountError> {
+    let open = || {
+        let db = Connection::open(path)?;
+        db.pragma_update(None, "journal_mode", "wal")?;
+        db.pragma_update(None, "synchronous", "normal")?;
+        // The log ships the WAL and decides when its frames may go into the database.
+        db.pragma_update(None, "wal_autocheckpoint", 0)?;
+        Ok(db)
+    };
+    open().map_err(|error| database("open", error))
+}
+
+fn database(action: &'static str, error: rusqlite::Error) -> AccountError {
+    AccountError::Database { action, source: Arc::new(error) }
+}
+
+#[cfg(test)]
+mod tests;

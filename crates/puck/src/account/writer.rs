@@ -1,0 +1,189 @@
+//! The one owner of an account's database: commits, ships, publishes, answers, in this order.
+
+use super::{AccountError, SpriteRecord, Sprites, database, tables};
+use api::{name::SpriteName, sprite::SpriteId};
+use base::backoff::Backoff;
+use replica::Shipper;
+use rusqlite::Connection;
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+/// How many changes are shipped together at most.
+const BATCH_MAX: usize = 64;
+
+/// The waits between tries to ship, and after which time no new try begins. Clients give up after 30 s.
+const SHIP_WAIT_FIRST: Duration = Duration::from_millis(100);
+const SHIP_WAIT_MOST: Duration = Duration::from_secs(1);
+const SHIP_TRIES: u32 = 4;
+const SHIP_TIME: Duration = Duration::from_secs(8);
+
+pub(super) type Reply = Result<Arc<SpriteRecord>, AccountError>;
+
+/// What is asked for, and who wants to know.
+pub(super) struct Change {
+    pub(super) op: Op,
+    pub(super) reply: oneshot::Sender<Reply>,
+}
+
+/// What can be asked for.
+pub(super) enum Op {
+    Create(Box<SpriteRecord>),
+    Destroy(SpriteName, SpriteId),
+    Update(SpriteName, SpriteId, Box<dyn FnOnce(&mut SpriteRecord) + Send>),
+}
+
+pub(super) struct Writer {
+    db: Connection,
+    shipper: Shipper,
+    published: watch::Sender<Arc<Sprites>>,
+    fenced: CancellationToken,
+    /// Names whose row may differ from what is published, after a change that failed half-way.
+    dirty: BTreeSet<SpriteName>,
+}
+
+impl Writer {
+    pub(super) fn new(
+        db: Connection,
+        shipper: Shipper,
+        published: watch::Sender<Arc<Sprites>>,
+        fenced: CancellationToken,
+    ) -> Self {
+        Self { db, shipper, published, fenced, dirty: BTreeSet::new() }
+    }
+
+    /// Works until nobody can ask any more.
+    pub(super) async fn run(mut self, mut waiting: mpsc::Receiver<Change>) {
+        let mut batch = Vec::new();
+        while waiting.recv_many(&mut batch, BATCH_MAX).await > 0 {
+            self.change(batch.drain(..)).await;
+        }
+        if !self.dirty.is_empty()
+            && let Err(error) = self.ship().await
+        {
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "the account's last change back is not in the bucket"
+            );
+        }
+    }
+
+    /// Puts what is committed into the bucket, trying again a few times.
+    pub(super) async fn ship(&mut self) -> Result<(), AccountError> {
+        let begin = Instant::now();
+        let mut waits = Backoff::new(SHIP_WAIT_FIRST, SHIP_WAIT_MOST, SHIP_TRIES);
+        loop {
+            let failure = match self.shipper.ship().await {
+                Ok(_) => return Ok(()),
+                Err(replica::Error::Fenced { .. }) => {
+                    self.fenced.cancel();
+                    return Err(AccountError::Fenced);
+                }
+                Err(failure) => AccountError::Log { action: "ship", source: Arc::new(failure) },
+            };
+            match waits.next() {
+                Some(wait) if begin.elapsed() < SHIP_TIME => tokio::time::sleep(wait).await,
+                _ => return Err(failure),
+            }
+        }
+    }
+
+    async fn change(&mut self, batch: impl Iterator<Item = Change>) {
+        let before = self.published.borrow().clone();
+        let mut after = Sprites::clone(&before);
+        let mut done = Vec::new();
+        let mut touched = BTreeSet::new();
+        for Change { op, reply } in batch {
+            match apply(op, &mut after) {
+                Ok(record) => {
+                    touched.insert(record.name.clone());
+                    done.push((reply, record));
+                }
+                // A caller that has gone needs no answer, here and below.
+                Err(refused) => drop(reply.send(Err(refused))),
+            }
+        }
+        if done.is_empty() {
+            return;
+        }
+        match self.commit(touched, &before, after).await {
+            Ok(()) => done.into_iter().for_each(|(reply, record)| drop(reply.send(Ok(record)))),
+            Err(failure) => {
+                done.into_iter().for_each(|(reply, _)| drop(reply.send(Err(failure.clone()))))
+            }
+        }
+    }
+
+    async fn commit(
+        &mut self,
+        touched: BTreeSet<SpriteName>,
+        before: &Sprites,
+        after: Sprites,
+    ) -> Result<(), AccountError> {
+        self.dirty.extend(touched);
+        let shipped = match self.write(&after) {
+            Ok(()) => self.ship().await,
+            Err(failure) => Err(database("write", failure)),
+        };
+        match shipped {
+            Ok(()) => {
+                self.dirty.clear();
+                self.published.send_replace(Arc::new(after));
+                Ok(())
+            }
+            Err(failure) => {
+                error!(
+                    error = &failure as &dyn std::error::Error,
+                    "a change of the account failed and is taken back"
+                );
+                // The names stay dirty: the next change writes them again, together with its own.
+                if let Err(again) = self.write(before) {
+                    error!(
+                        error = &again as &dyn std::error::Error,
+                        "take a change of the account back"
+                    );
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// Makes the rows of all dirty names those of `sprites`.
+    fn write(&mut self, sprites: &Sprites) -> rusqlite::Result<()> {
+        let transaction = self.db.transaction()?;
+        for name in &self.dirty {
+            tables::set(&transaction, name, sprites.get(name).map(|record| &**record))?;
+        }
+        transaction.commit()
+    }
+}
+
+/// Makes the change in memory; returns the new record, or the removed one.
+fn apply(op: Op, sprites: &mut Sprites) -> Reply {
+    match op {
+        Op::Create(record) => {
+            if sprites.contains_key(&record.name) {
+                return Err(AccountError::Taken(record.name));
+            }
+            let record = Arc::new(*record);
+            sprites.insert(record.name.clone(), record.clone());
+            Ok(record)
+        }
+        Op::Destroy(name, id) => match sprites.get(&name) {
+            Some(record) if record.id == id => Ok(sprites.remove(&name).expect("just found")),
+            _ => Err(AccountError::Missing(name)),
+        },
+        Op::Update(name, id, change) => match sprites.get_mut(&name) {
+            Some(record) if record.id == id => {
+                change(Arc::make_mut(record));
+                Ok(record.clone())
+            }
+            _ => Err(AccountError::Missing(name)),
+        },
+    }
+}

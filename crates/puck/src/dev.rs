@@ -1,0 +1,246 @@
+//! `puck dev`: builds the server from its settings, runs it, and takes it apart.
+//!
+//! ```text
+//! listen -> lock data directory -> probe bucket -> own bucket -> image -> host -> blank volume -> account -> worker -> serve
+//! ```
+//!
+//! It is taken apart in the opposite order. What fails on the way up takes down what is up. The bucket is released only when it
+//! has all of every sprite; otherwise the next start must be with this data directory.
+
+use crate::{
+    account::Account,
+    bucket,
+    data::DataDir,
+    image,
+    orchestrator::{self, Orchestrator, disk},
+    owner::{self, Ownership},
+    settings::Settings,
+    worker::{self, Transition, Worker, WorkerSettings},
+};
+use anyhow::Context;
+use api::{sprite::Status, token::Token};
+use object_store::ObjectStore;
+use runtime::{Host, HostSettings};
+use std::{io::Write, net::SocketAddr, sync::Arc};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+/// How many digits of the data directory's id name this server's things on the host.
+const INSTANCE_DIGITS: usize = 8;
+
+/// Runs a server until it is told to stop. An error means that it did not start, or must not go on.
+pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
+    let stop = stop_on_signals().context("listen for signals")?;
+    let listener = TcpListener::bind(settings.listen)
+        .await
+        .with_context(|| format!("listen on {}", settings.listen))?;
+    let data = DataDir::open(&settings.data)?;
+    let node = owner::node_id(data.root()).context("read the id of the data directory")?;
+    let Some(store) = unless(&stop, bucket::open(&settings.bucket)).await else { return Ok(()) };
+    let store = store?;
+    bucket::bind(&store, data.root()).await?;
+    let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let ownership = Ownership::claim(store.clone(), &node, &host_name, settings.take_over).await?;
+
+    let server = Server {
+        settings,
+        data,
+        node,
+        store,
+        epoch: ownership.epoch(),
+        stop,
+        fenced: CancellationToken::new(),
+    };
+    let outcome = server.run(listener).await;
+    if server.fenced.is_cancelled() {
+        anyhow::bail!("another server owns the bucket now");
+    }
+    if worker::is_settled(&server.data.unsettled()) {
+        ownership.release().await?;
+    } else {
+        warn!(
+            "the bucket lacks the last writes of some sprites: start again with this data directory to finish"
+        );
+    }
+    outcome
+}
+
+struct Server {
+    settings: Settings,
+    data: DataDir,
+    node: String,
+    store: Arc<dyn ObjectStore>,
+    epoch: u64,
+    stop: CancellationToken,
+    fenced: CancellationToken,
+}
+
+impl Server {
+    /// From an owned bucket to the last sprite asleep.
+    async fn run(&self, listener: TcpListener) -> anyhow::Result<()> {
+        let images = self.data.images();
+        let progress = image::Progress::to_stderr();
+        let image_settings = image::Settings::default();
+        let image = image::ensure(&*self.store, &image_settings, &images, &progress);
+        let Some(image) = unless(&self.stop, image).await else { return Ok(()) };
+        let (image, _) = image.context("get a base image")?;
+        let instance =
+            self.node.chars().filter(char::is_ascii_hexdigit).take(INSTANCE_DIGITS).collect();
+        let host =
+            HostSettings { instance, run_dir: self.data.run(), agent: self.settings.agent.clone() };
+        let host = Host::prepare(host).await.context("prepare this host")?;
+        let (account, token, blank) = match self.durable(&image).await {
+            Ok(durable) => durable,
+            Err(error) => {
+                host.shutdown().await.context("clean this host")?;
+                return Err(error);
+            }
+        };
+        let settings = WorkerSettings {
+            host,
+            store: self.store.clone(),
+            volumes: self.data.volumes(),
+            unsettled: self.data.unsettled(),
+            images,
+            blank,
+            image: image.to_string(),
+            epoch: self.epoch,
+            cache_bytes_max: self.settings.cache_bytes_max,
+            dns: self.settings.dns.clone(),
+            limits: self.settings.limits,
+            pool: self.settings.pool,
+            fenced: self.fenced.clone(),
+        };
+        let (worker, transitions) = Worker::start(settings).context("start the worker")?;
+        self.serve(listener, account, token, worker, transitions).await
+    }
+
+    /// What lives in the bucket: the account and the blank volume.
+    async fn durable(
+        &self,
+        image: &image::Digest,
+    ) -> anyhow::Result<(Account, Token, volume::VolumeId)> {
+        let blank = worker::blank_volume(&self.store, self.epoch, &self.data.volumes())
+            .await
+            .with_context(|| format!("make the blank volume for image {image}"))?;
+        let org = self.settings.org.clone();
+        let directory = self.data.account(org.as_str());
+        let fenced = self.fenced.clone();
+        let (account, token) = Account::open(
+            self.store.clone(),
+            org,
+            &directory,
+            &self.data.token(),
+            self.epoch,
+            fenced,
+        )
+        .await
+        .context("open the account")?;
+        Ok((account, token, blank))
+    }
+
+    async fn serve(
+        &self,
+        listener: TcpListener,
+        account: Account,
+        token: Token,
+        worker: Worker,
+        transitions: mpsc::Receiver<Transition>,
+    ) -> anyhow::Result<()> {
+        let address = listener.local_addr().context("read the address")?;
+        let account = Arc::new(account);
+        let recorder = tokio::spawn(record(account.clone(), transitions));
+        let idle_timeout = self.settings.idle_timeout;
+        let orchestrator = Arc::new(Orchestrator::new(
+            account.clone(),
+            worker,
+            address,
+            idle_timeout,
+            self.stop.clone(),
+        ));
+        orchestrator.spawn(recover(orchestrator.clone()));
+        let router = orchestrator::router(orchestrator.clone());
+        announce(address, &token);
+        let watch = {
+            let (fenced, stop) = (self.fenced.clone(), self.stop.clone());
+            tokio::spawn(async move {
+                fenced.cancelled().await;
+                stop.cancel();
+            })
+        };
+        orchestrator::serve(listener, router, self.stop.clone()).await;
+        watch.abort();
+        info!("stopping: every sprite goes to sleep");
+        match orchestrator.finish().await {
+            Some(worker) => worker.close().await.context("clean this host")?,
+            None => error!("something of the server still runs; the next start cleans up"),
+        }
+        recorder.await.context("record the last changes")?;
+        if let Some(account) = Arc::into_inner(account) {
+            account.close().await;
+        }
+        Ok(())
+    }
+}
+
+/// The three lines that say how to reach the server, for people and programs.
+fn announce(address: SocketAddr, token: &Token) {
+    let lines =
+        format!("SPRITES_API_URL=http://{address}\nSPRITE_TOKEN={}\nready\n", token.reveal());
+    let mut stdout = std::io::stdout().lock();
+    if let Err(error) = stdout.write_all(lines.as_bytes()).and_then(|()| stdout.flush()) {
+        warn!(error = &error as &dyn std::error::Error, "nobody reads how to reach the server");
+    }
+}
+
+/// Keeps the dates of the sprites.
+async fn record(account: Arc<Account>, mut transitions: mpsc::Receiver<Transition>) {
+    while let Some(Transition { sprite, status, at }) = transitions.recv().await {
+        let sprites = account.sprites();
+        let Some(record) = sprites.values().find(|record| record.id == sprite) else { continue };
+        let change = move |record: &mut crate::account::SpriteRecord| match status {
+            Status::Running => record.last_running_at = Some(at),
+            Status::Warm | Status::Cold => record.last_warming_at = Some(at),
+        };
+        if let Err(error) = account.update(&record.name, sprite, change).await {
+            warn!(sprite = %record.name, error = &error as &dyn std::error::Error, "a date of a sprite is not kept");
+        }
+    }
+}
+
+async fn recover(orchestrator: Arc<Orchestrator>) {
+    let sprites = orchestrator.account().sprites();
+    let known = sprites
+        .values()
+        .map(|record| (record.volume, (record.id, disk(record), orchestrator.identity(record))))
+        .collect();
+    if let Err(error) = orchestrator.worker().recover(known).await {
+        error!(error = &error as &dyn std::error::Error, "find what a crash cut off");
+    }
+}
+
+/// What the future gives, or nothing when the server is told to stop first.
+async fn unless<T>(stop: &CancellationToken, future: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        () = stop.cancelled() => None,
+        output = future => Some(output),
+    }
+}
+
+fn stop_on_signals() -> std::io::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        let (mut signal, stop) = (signal(kind)?, stop.clone());
+        tokio::spawn(async move {
+            while signal.recv().await.is_some() {
+                stop.cancel();
+            }
+        });
+    }
+    Ok(stop)
+}

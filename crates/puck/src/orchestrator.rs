@@ -1,0 +1,174 @@
+//! The orchestrator: the public API. It keeps accounts, says who may call, and passes everything under one sprite through to
+//! that sprite's own agent.
+//!
+//! Creating and destroying run to their end even when their caller has gone, so that neither machine nor record is left
+//! without the other. A call to a sprite is held while the sprite wakes and never dropped because it sleeps.
+
+mod auth;
+mod create;
+mod destroy;
+mod list;
+mod organization;
+mod proxy;
+mod refusal;
+mod serve;
+mod update;
+mod view;
+mod watch;
+
+use crate::{
+    account::{Account, SpriteRecord},
+    worker::{Disk, Worker},
+};
+use api::name::SpriteName;
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderName, HeaderValue, StatusCode, Uri},
+    middleware,
+    response::{IntoResponse, Json, Response},
+    routing::{any, get},
+};
+use guest::protocol::Identity;
+use percent_encoding::percent_decode_str;
+use refusal::Refusal;
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub(crate) use serve::serve;
+
+/// The longest body of a call that the orchestrator answers itself.
+const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// How long a call is held while its sprite wakes.
+const WAKE_WAIT_MAX: Duration = Duration::from_secs(75);
+
+/// The state behind every route.
+pub(crate) struct Orchestrator {
+    account: Arc<Account>,
+    worker: Worker,
+    /// How sprites' URLs end: `ORG.DOMAIN:PORT` follows the name and a hyphen.
+    authority: String,
+    idle_timeout_default: Duration,
+    /// Names that are being created.
+    creating: Mutex<BTreeSet<SpriteName>>,
+    /// Work that goes on without its caller.
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Orchestrator {
+    /// An orchestrator over an open account and a worker that runs, for clients that reach it at `address`.
+    pub(crate) fn new(
+        account: Arc<Account>,
+        worker: Worker,
+        address: SocketAddr,
+        idle_timeout_default: Duration,
+        stop: CancellationToken,
+    ) -> Self {
+        let authority = format!("{}.localhost:{}", account.org_id(), address.port());
+        Self {
+            account,
+            worker,
+            authority,
+            idle_timeout_default,
+            creating: Mutex::default(),
+            tasks: TaskTracker::new(),
+            stop,
+        }
+    }
+
+    /// The account.
+    pub(crate) fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// The worker.
+    pub(crate) fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
+    /// Runs a piece of work that [`Self::finish`] waits for.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(work);
+    }
+
+    /// Waits for what goes on without its caller, and gives the worker back.
+    pub(crate) async fn finish(self: Arc<Self>) -> Option<Worker> {
+        self.tasks.close();
+        self.tasks.wait().await;
+        Arc::into_inner(self).map(|orchestrator| orchestrator.worker)
+    }
+
+    /// What a machine is told about its sprite.
+    pub(crate) fn identity(&self, record: &SpriteRecord) -> Identity {
+        Identity {
+            id: record.id.to_string(),
+            name: record.name.to_string(),
+            organization: self.account.org().to_string(),
+            url: self.url(&record.name),
+            environment: record.environment.clone(),
+            idle_timeout_seconds: record.idle_timeout_seconds,
+        }
+    }
+
+    fn url(&self, name: &SpriteName) -> String {
+        format!("http://{name}-{}", self.authority)
+    }
+
+    /// The sprite that the path `/v1/sprites/NAME…` names. Segments are decoded after splitting.
+    fn find(&self, uri: &Uri) -> Result<Arc<SpriteRecord>, Refusal> {
+        let segment = uri.path().split('/').nth(3).unwrap_or_default();
+        let name = percent_decode_str(segment)
+            .decode_utf8()
+            .ok()
+            .and_then(|name| name.parse::<SpriteName>().ok());
+        name.and_then(|name| self.account.sprite(&name)).ok_or_else(Refusal::no_sprite)
+    }
+}
+
+/// The disk of a sprite, as its worker needs it.
+pub(crate) fn disk(record: &SpriteRecord) -> Disk {
+    Disk { volume: record.volume, ancestors: record.ancestors.clone(), image: record.image.clone() }
+}
+
+/// Every route.
+pub(crate) fn router(orchestrator: Arc<Orchestrator>) -> Router {
+    let sprite = Router::new()
+        .route("/v1/sprites/{name}", get(show).put(update::update).delete(destroy::destroy))
+        .route("/v1/sprites/{name}/", any(proxy::proxy))
+        .route("/v1/sprites/{name}/{*rest}", any(proxy::proxy))
+        .layer(middleware::map_response(version));
+    Router::new()
+        .route("/v1/organization", get(organization::show))
+        .route("/v1/sprites", get(list::list).post(create::create))
+        .merge(sprite)
+        .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "not found"))
+        .method_not_allowed_fallback(async || {
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
+        })
+        .layer(middleware::from_fn_with_state(orchestrator.clone(), auth::authenticate))
+        .with_state(orchestrator)
+}
+
+async fn show(
+    State(orchestrator): State<Arc<Orchestrator>>,
+    uri: Uri,
+) -> Result<Response, Refusal> {
+    let record = orchestrator.find(&uri)?;
+    Ok(Json(view::sprite(&orchestrator, &record)).into_response())
+}
+
+/// Clients choose what they may ask for by the version that any answer about a sprite names.
+async fn version(mut response: Response) -> Response {
+    response
+        .headers_mut()
+        .entry(HeaderName::from_static(api::VERSION_HEADER))
+        .or_insert(HeaderValue::from_static(api::SPRITE_VERSION));
+    response
+}

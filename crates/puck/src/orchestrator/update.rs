@@ -1,0 +1,104 @@
+//! `PUT /v1/sprites/{name}`: changes what the body has, and nothing else.
+
+use super::{Orchestrator, Refusal, create::read, refusal, view};
+use api::sprite::{
+    LABEL_BYTES_MAX, LABELS_MAX, PrivateAccess, UpdateSprite, UpdateUrlSettings, UrlAuth,
+    UrlSettings,
+};
+use axum::{
+    body::Body,
+    extract::State,
+    http::Uri,
+    response::{IntoResponse, Json, Response},
+};
+use jiff::Timestamp;
+use std::sync::Arc;
+
+/// The longest time without activity that a sprite can be told to stay awake: 30 days.
+const IDLE_TIMEOUT_SECONDS_MAX: u64 = 30 * 24 * 3600;
+
+pub(super) async fn update(
+    State(orchestrator): State<Arc<Orchestrator>>,
+    uri: Uri,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let record = orchestrator.find(&uri)?;
+    let asked: UpdateSprite = refusal::parse(&read(body).await?)?;
+    let mut errors = Vec::new();
+    let mut settings = record.url_settings;
+    if let Some(asked) = &asked.url_settings {
+        url_settings(asked, &mut settings, &mut errors);
+    }
+    let labels = if asked.clear_labels == Some(true) { Some(Vec::new()) } else { asked.labels };
+    check_labels(labels.as_deref().unwrap_or_default(), &mut errors);
+    if let Some(seconds) = asked.idle_timeout_seconds {
+        check_idle_timeout(seconds, &mut errors);
+    }
+    if !errors.is_empty() {
+        return Err(Refusal::invalid(errors));
+    }
+    let set_url = asked.url_settings.is_some();
+    let idle_timeout_seconds = asked.idle_timeout_seconds;
+    let change = move |record: &mut crate::account::SpriteRecord| {
+        if set_url {
+            record.url_settings = settings;
+        }
+        if let Some(labels) = labels {
+            record.labels = labels;
+        }
+        if let Some(seconds) = idle_timeout_seconds {
+            record.idle_timeout_seconds = seconds;
+        }
+        record.updated_at = Timestamp::now();
+    };
+    let record = orchestrator.account.update(&record.name, record.id, change).await?;
+    if idle_timeout_seconds.is_some() {
+        orchestrator.worker.identify(record.id, orchestrator.identity(&record)).await;
+    }
+    Ok(Json(view::sprite(&orchestrator, &record)).into_response())
+}
+
+/// Applies URL settings that are right, and tells what is wrong of the others.
+pub(super) fn url_settings(
+    asked: &UpdateUrlSettings,
+    settings: &mut UrlSettings,
+    errors: &mut Vec<String>,
+) {
+    match asked.auth.as_deref() {
+        None => {}
+        Some("sprite") => settings.auth = UrlAuth::Sprite,
+        Some("public") => settings.auth = UrlAuth::Public,
+        Some(_) => errors.push("invalid auth type, must be one of: sprite, public".to_owned()),
+    }
+    match asked.private_access.as_deref() {
+        None => {}
+        Some("admins") => settings.private_access = Some(PrivateAccess::Admins),
+        Some("org_users") => settings.private_access = Some(PrivateAccess::OrgUsers),
+        Some(_) => {
+            errors.push("invalid private access, must be one of: admins, org_users".to_owned())
+        }
+    }
+}
+
+/// Tells what is wrong of labels.
+pub(super) fn check_labels(labels: &[String], errors: &mut Vec<String>) {
+    if labels.len() > LABELS_MAX {
+        errors.push(format!("too many labels, at most {LABELS_MAX}"));
+    }
+    let wrong = |label: &String| {
+        label.is_empty() || label.len() > LABEL_BYTES_MAX || label.chars().any(char::is_control)
+    };
+    if labels.iter().any(wrong) {
+        errors.push(format!(
+            "invalid label, must be 1 to {LABEL_BYTES_MAX} bytes without control characters"
+        ));
+    }
+}
+
+/// Tells what is wrong of an idle time.
+pub(super) fn check_idle_timeout(seconds: u64, errors: &mut Vec<String>) {
+    if !(1..=IDLE_TIMEOUT_SECONDS_MAX).contains(&seconds) {
+        errors
+            .push(format!("invalid idle timeout, must be 1 to {IDLE_TIMEOUT_SECONDS_MAX} seconds"));
+    }
+}
