@@ -14,5 +14,5 @@ struct Client {
 
 fn main() -> ExitCode {
     let Client { options, command } = Client::parse();
-    puck_cli::run(options, command)
+    puck_cli::run(&options, &command)
 }

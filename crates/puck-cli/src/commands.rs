@@ -41,7 +41,7 @@ pub enum Commands {
 }
 
 impl Commands {
-    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(&self, context: &Context) -> anyhow::Result<Exit> {
         match self {
             Self::Create(command) => command.run(context).await,
             Self::Use(command) => command.run(context).await,

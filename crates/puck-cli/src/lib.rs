@@ -34,7 +34,7 @@ pub use options::Options;
 ///
 /// Must be called outside of any async runtime: from a plain `fn main`. Errors are printed, not returned.
 #[must_use]
-pub fn run(options: Options, command: Commands) -> ExitCode {
+pub fn run(options: &Options, command: &Commands) -> ExitCode {
     let exit = match attempt(options, command) {
         Ok(exit) => exit,
         // Whoever read the output has seen enough, as in `puck list | head -1`.
@@ -49,8 +49,8 @@ pub fn run(options: Options, command: Commands) -> ExitCode {
     ExitCode::from(exit.0)
 }
 
-fn attempt(options: Options, command: Commands) -> anyhow::Result<Exit> {
-    let context = Context::new(options, Environment::of_process());
+fn attempt(options: &Options, command: &Commands) -> anyhow::Result<Exit> {
+    let context = Context::new(options.clone(), Environment::of_process());
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start")?;
     let result = runtime.block_on(command.run(&context));

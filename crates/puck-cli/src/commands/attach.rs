@@ -17,11 +17,11 @@ pub struct Attach {
 }
 
 impl Attach {
-    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(&self, context: &Context) -> anyhow::Result<Exit> {
         let client = context.client()?;
         let sprite = context.sprite()?;
-        let id = match self.id {
-            Some(id) => id,
+        let id = match &self.id {
+            Some(id) => id.clone(),
             None => {
                 let sessions =
                     spinner::during(format!("Waking {sprite}"), client.sessions(&sprite)).await;

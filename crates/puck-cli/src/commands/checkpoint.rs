@@ -68,23 +68,23 @@ enum CheckpointCommand {
 }
 
 impl Checkpoint {
-    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        match self.command {
-            CheckpointCommand::Create { comment } => create(context, comment).await,
+    pub(crate) async fn run(&self, context: &Context) -> anyhow::Result<Exit> {
+        match &self.command {
+            CheckpointCommand::Create { comment } => create(context, comment.as_deref()).await,
             CheckpointCommand::List { history, include_auto, json } => {
-                list(context, history, include_auto, json).await
+                list(context, history.as_deref(), *include_auto, *json).await
             }
-            CheckpointCommand::Info { checkpoint, json } => info(context, &checkpoint, json).await,
-            CheckpointCommand::Delete { checkpoint } => delete(context, &checkpoint).await,
+            CheckpointCommand::Info { checkpoint, json } => info(context, checkpoint, *json).await,
+            CheckpointCommand::Delete { checkpoint } => delete(context, checkpoint).await,
             CheckpointCommand::Restore(command) => command.run(context).await,
         }
     }
 }
 
-async fn create(context: &Context, comment: Option<String>) -> anyhow::Result<Exit> {
+async fn create(context: &Context, comment: Option<&str>) -> anyhow::Result<Exit> {
     let client = context.client()?;
     let sprite = context.sprite()?;
-    let asking = client.create_checkpoint(&sprite, comment.as_deref());
+    let asking = client.create_checkpoint(&sprite, comment);
     let said = follow(&sprite, asking)
         .await
         .with_context(|| format!("create a checkpoint of {sprite}"))?;
@@ -137,13 +137,13 @@ fn created_id(line: &str) -> Option<&str> {
 
 async fn list(
     context: &Context,
-    history: Option<String>,
+    history: Option<&str>,
     auto: bool,
     json: bool,
 ) -> anyhow::Result<Exit> {
     let client = context.client()?;
     let sprite = context.sprite()?;
-    let asking = client.checkpoints(&sprite, history.as_deref(), auto);
+    let asking = client.checkpoints(&sprite, history, auto);
     let checkpoints = spinner::during(format!("Waking {sprite}"), asking).await;
     let checkpoints = checkpoints.with_context(|| format!("list the checkpoints of {sprite}"))?;
     let format = Format::choose(json);

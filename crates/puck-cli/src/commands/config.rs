@@ -42,8 +42,8 @@ struct Update {
 }
 
 impl Config {
-    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        match self.command {
+    pub(crate) async fn run(&self, context: &Context) -> anyhow::Result<Exit> {
+        match &self.command {
             None => info::show(context, None, self.json).await,
             Some(ConfigCommand::Update(settings)) => update(context, settings).await,
         }
@@ -51,15 +51,18 @@ impl Config {
 }
 
 /// Says who may use the URL of the chosen sprite.
-pub(super) async fn update_auth(context: &Context, auth: String) -> anyhow::Result<Exit> {
-    update(context, Update { url_auth: Some(auth), idle_timeout: None }).await
+pub(super) async fn update_auth(context: &Context, auth: &str) -> anyhow::Result<Exit> {
+    let settings = Update { url_auth: Some(auth.into()), idle_timeout: None };
+    update(context, &settings).await
 }
 
-async fn update(context: &Context, settings: Update) -> anyhow::Result<Exit> {
+async fn update(context: &Context, settings: &Update) -> anyhow::Result<Exit> {
     let client = context.client()?;
     let name = context.sprite()?;
-    let url_settings =
-        settings.url_auth.map(|auth| UpdateUrlSettings { auth: Some(auth), private_access: None });
+    let url_settings = settings
+        .url_auth
+        .clone()
+        .map(|auth| UpdateUrlSettings { auth: Some(auth), private_access: None });
     let idle_timeout_seconds = settings.idle_timeout.map(|timeout| timeout.as_secs());
     let body = UpdateSprite { url_settings, idle_timeout_seconds, ..UpdateSprite::default() };
     let sprite =

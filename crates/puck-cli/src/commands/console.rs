@@ -19,7 +19,7 @@ use std::io::{self, IsTerminal};
 pub struct Console {}
 
 impl Console {
-    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(&self, context: &Context) -> anyhow::Result<Exit> {
         let client = context.client()?;
         let sprite = context.sprite()?;
         if !io::stdin().is_terminal() {

@@ -42,7 +42,7 @@ pub struct Create {
 }
 
 impl Create {
-    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(&self, context: &Context) -> anyhow::Result<Exit> {
         let client = context.client()?;
         let start = Instant::now();
         let sprite = match &self.name {

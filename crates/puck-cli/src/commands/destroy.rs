@@ -27,7 +27,7 @@ pub struct Destroy {
 }
 
 impl Destroy {
-    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(&self, context: &Context) -> anyhow::Result<Exit> {
         let client = context.client()?;
         let name = context.named(self.name.as_deref())?;
         if !self.force && !confirm(&name)? {

@@ -68,7 +68,7 @@ pub struct Exec {
 }
 
 impl Exec {
-    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(&self, context: &Context) -> anyhow::Result<Exit> {
         let client = context.client()?;
         let sprite = context.sprite()?;
         for file in &self.files {

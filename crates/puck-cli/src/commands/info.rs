@@ -21,7 +21,7 @@ pub struct Info {
 }
 
 impl Info {
-    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(&self, context: &Context) -> anyhow::Result<Exit> {
         show(context, self.name.as_deref(), self.json).await
     }
 }

@@ -35,7 +35,7 @@ pub struct List {
 }
 
 impl List {
-    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(&self, context: &Context) -> anyhow::Result<Exit> {
         let client = context.client()?;
         let format = Format::choose(self.json);
         if self.watch {

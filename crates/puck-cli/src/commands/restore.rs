@@ -17,7 +17,7 @@ pub struct Restore {
 }
 
 impl Restore {
-    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(&self, context: &Context) -> anyhow::Result<Exit> {
         let client = context.client()?;
         let sprite = context.sprite()?;
         let asking = client.restore_checkpoint(&sprite, &self.checkpoint);

@@ -59,11 +59,11 @@ struct Kill {
 }
 
 impl Sessions {
-    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        match self.command {
+    pub(crate) async fn run(&self, context: &Context) -> anyhow::Result<Exit> {
+        match &self.command {
             SessionsCommand::Attach(command) => command.run(context).await,
             SessionsCommand::Kill(command) => command.run(context).await,
-            SessionsCommand::List { json } => list(context, json).await,
+            SessionsCommand::List { json } => list(context, *json).await,
         }
     }
 }
@@ -101,7 +101,7 @@ fn render(
 }
 
 impl Kill {
-    async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+    async fn run(&self, context: &Context) -> anyhow::Result<Exit> {
         let client = context.client()?;
         let sprite = context.sprite()?;
         let doing = || format!("end session {} of {sprite}", self.id);

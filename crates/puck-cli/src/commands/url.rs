@@ -24,8 +24,8 @@ enum UrlCommand {
 }
 
 impl Url {
-    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        if let Some(UrlCommand::Update { auth }) = self.command {
+    pub(crate) async fn run(&self, context: &Context) -> anyhow::Result<Exit> {
+        if let Some(UrlCommand::Update { auth }) = &self.command {
             return update_auth(context, auth).await;
         }
         let client = context.client()?;

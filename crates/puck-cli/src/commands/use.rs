@@ -25,7 +25,7 @@ pub struct Use {
 }
 
 impl Use {
-    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(&self, context: &Context) -> anyhow::Result<Exit> {
         if self.unset {
             let was_set = project::remove(context.directory())?;
             output::note(if was_set {
