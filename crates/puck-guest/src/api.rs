@@ -147,6 +147,11 @@ async fn guard(State(agent): State<Arc<Agent>>, request: Request, next: Next) ->
     } else {
         Refusal::new(StatusCode::NOT_FOUND, "sprite not found").into_response()
     };
+    let response = if response.status().is_client_error() {
+        answer::in_json(response).await
+    } else {
+        response
+    };
     let mut response = response.map(|body| activity::held(body, hold));
     response.headers_mut().insert(
         HeaderName::from_static(api::VERSION_HEADER),

@@ -3,9 +3,12 @@
 use api::error::ErrorBody;
 use axum::{
     Json,
-    http::StatusCode,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
+
+/// The longest plain text of the HTTP library.
+const REFUSAL_BYTES_MAX: usize = 64 * 1024;
 
 /// Why a call is not answered as asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +48,25 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         (self.status, Json(self.body)).into_response()
     }
+}
+
+/// The refusals of the HTTP library are plain text; clients get all of them in one shape.
+pub(crate) async fn in_json(response: Response) -> Response {
+    let is_text = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|content_type| content_type.as_bytes().starts_with(b"text/plain"));
+    if !is_text {
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    let text = axum::body::to_bytes(body, REFUSAL_BYTES_MAX).await.unwrap_or_default();
+    let body = Json(ErrorBody::new(String::from_utf8_lossy(&text)));
+    let mut response = (parts.status, body).into_response();
+    if let Some(version) = parts.headers.get(header::SEC_WEBSOCKET_VERSION) {
+        response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, version.clone());
+    }
+    response
 }
 
 /// An error and its sources in one line.

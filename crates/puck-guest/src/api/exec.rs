@@ -27,12 +27,12 @@ use super::{
 };
 use api::{
     error::ErrorBody,
-    exec::{ExecQuery, FRAME_PAYLOAD_MAX, RUN_AFTER_DISCONNECT, SessionList},
+    exec::{ExecQuery, RUN_AFTER_DISCONNECT, SessionList},
 };
 use axum::{
     Json, Router,
     extract::{Path, RawQuery, State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
-    http::{HeaderName, HeaderValue, StatusCode},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -57,9 +57,16 @@ type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 async fn open(
     State(agent): State<Arc<Agent>>,
     RawQuery(raw): RawQuery,
+    headers: HeaderMap,
     upgrade: Upgrade,
 ) -> Result<Response, Refusal> {
-    let Ok(upgrade) = upgrade else { return Ok(list(&agent)) };
+    let upgrade = match upgrade {
+        Ok(upgrade) => upgrade,
+        Err(rejection) if headers.contains_key(header::UPGRADE) => {
+            return Ok(rejection.into_response());
+        }
+        Err(_) => return Ok(list(&agent)),
+    };
     let query = ExecQuery::parse(raw.as_deref().unwrap_or_default())
         .map_err(|error| Refusal::invalid(&error))?;
     match &query.id {
@@ -74,11 +81,13 @@ async fn open(
 async fn attach(
     State(agent): State<Arc<Agent>>,
     Path((_, id)): Path<(String, String)>,
+    headers: HeaderMap,
     upgrade: Upgrade,
 ) -> Result<Response, Refusal> {
     let session = running(&agent, &id)?;
     match upgrade {
         Ok(upgrade) => Ok(upgraded(upgrade, agent, Target::Running(session))),
+        Err(rejection) if headers.contains_key(header::UPGRADE) => Ok(rejection.into_response()),
         Err(_) => Ok(Json(session.entry()).into_response()),
     }
 }
@@ -122,10 +131,8 @@ enum Target {
 fn upgraded(upgrade: WebSocketUpgrade, agent: Arc<Agent>, target: Target) -> Response {
     let upgrade = upgrade.max_message_size(MESSAGE_BYTES_MAX).max_frame_size(MESSAGE_BYTES_MAX);
     let hold = agent.activity.hold("exec connection");
-    let mut response = upgrade.on_upgrade(async move |websocket| {
-        let _hold = hold;
-        socket::serve(websocket, &agent, target).await;
-    });
+    let mut response = upgrade
+        .on_upgrade(async move |websocket| socket::serve(websocket, &agent, target, hold).await);
     response.headers_mut().insert(
         HeaderName::from_static(api::CAPABILITIES_HEADER),
         HeaderValue::from_static(api::CAPABILITIES),
@@ -133,19 +140,8 @@ fn upgraded(upgrade: WebSocketUpgrade, agent: Arc<Agent>, target: Target) -> Res
     response
 }
 
-/// What a command's end of the wire wants.
-#[derive(Debug, Clone, Copy)]
-struct Wire {
-    payload_max: usize,
-}
-
-impl Wire {
-    const SOCKET: Self = Self { payload_max: FRAME_PAYLOAD_MAX };
-    const POST: Self = Self { payload_max: api::exec::HTTP_FRAME_PAYLOAD_MAX };
-}
-
-/// Starts a command. An error means that there is no container; a command that cannot start is a session that says so.
-async fn start(agent: &Agent, query: ExecQuery, wire: Wire) -> Result<Attached, Refusal> {
+/// Starts a command whose output comes in frames of at most `payload_max` bytes of payload. An error means that there is no container; a command that cannot start is a session that says so.
+async fn start(agent: &Agent, query: ExecQuery, payload_max: usize) -> Result<Attached, Refusal> {
     let sandbox = agent.sandbox().await?;
     let environment = {
         let identity = agent.identity.borrow();
@@ -155,8 +151,7 @@ async fn start(agent: &Agent, query: ExecQuery, wire: Wire) -> Result<Attached, 
             query.tty.is_some(),
         )
     };
-    let terms =
-        Terms { payload_max: wire.payload_max, run_after_disconnect: run_after_disconnect(&query) };
+    let terms = Terms { payload_max, run_after_disconnect: run_after_disconnect(&query) };
     let argv = environment::argv(query.cmd, query.path.as_deref(), query.tty.is_some());
     let program = query.path.clone().or_else(|| argv.first().cloned()).unwrap_or_default();
     let dir = environment::dir(query.dir.as_deref());

@@ -7,7 +7,7 @@
 //! on which they use the plain endpoints.
 
 use super::{
-    MESSAGE_BYTES_MAX, Upgrade, Wire, admit, running,
+    MESSAGE_BYTES_MAX, Upgrade, admit, running,
     socket::{CONTROL_PREFIX, Dialect, Ended, Socket},
     start,
 };
@@ -17,7 +17,7 @@ use crate::api::{
     session::Attached,
 };
 use api::{
-    exec::{ExecQuery, KEEPALIVE},
+    exec::{ExecQuery, FRAME_PAYLOAD_MAX, KEEPALIVE},
     query::Query,
 };
 use axum::{
@@ -112,11 +112,13 @@ async fn operate(socket: &mut Socket, agent: &Agent, op: &str, query: &Query) ->
         let op: String = op.chars().take(40).collect();
         return socket.send(error("op.not_found", &format!("unknown operation {op:?}"))).await;
     }
-    let _hold = agent.activity.hold("exec connection");
+    let connecting = agent.activity.hold("exec connection");
     let attached = match begin(agent, query).await {
         Ok(attached) => attached,
         Err(refusal) => return socket.send(error("op.failed", refusal.message())).await,
     };
+    let _hold = agent.activity.hold(format!("session {}", attached.session.id));
+    drop(connecting);
     match socket.run(attached, Dialect::Control).await {
         Ended::Gone => false,
         Ended::Exited(code) => {
@@ -134,7 +136,7 @@ async fn begin(agent: &Agent, query: &Query) -> Result<Attached, Refusal> {
         Some(id) => Ok(running(agent, id)?.attach()),
         None => {
             admit(agent)?;
-            start(agent, query, Wire::SOCKET).await
+            start(agent, query, FRAME_PAYLOAD_MAX).await
         }
     }
 }

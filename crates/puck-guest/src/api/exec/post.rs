@@ -3,14 +3,14 @@
 //! A client takes each chunk that it reads for one frame, so frames are small, each is flushed by itself, and a pause comes
 //! before the exit frame, which some clients look for in the last two bytes.
 
-use super::{Wire, admit, start};
+use super::{admit, start};
 use crate::api::{
     Agent,
-    answer::Refusal,
+    answer::{Refusal, chain},
     session::{Attached, Input, Piece, Step},
 };
 use api::{
-    exec::{ExecQuery, Frame},
+    exec::{ExecQuery, Frame, HTTP_FRAME_PAYLOAD_MAX},
     query::Query,
 };
 use axum::{
@@ -42,7 +42,12 @@ pub(super) async fn exec(
     }
     let query = ExecQuery::from_query(&query).map_err(|error| Refusal::invalid(&error))?;
     admit(&agent)?;
-    let attached = start(&agent, query, Wire::POST).await?;
+    // In a task of its own: a client that leaves in the middle drops this call, and the command that has just been started
+    // must be in the hands of its session by then.
+    let starting = tokio::spawn(async move { start(&agent, query, HTTP_FRAME_PAYLOAD_MAX).await });
+    let attached = starting
+        .await
+        .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, chain(&error)))??;
     let input = attached.session.input().cloned();
     let output = Output {
         attached,

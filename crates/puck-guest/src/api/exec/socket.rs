@@ -4,12 +4,13 @@
 //! the client. Output comes before the exit, and after the exit the socket is closed at once, without waiting for
 //! anybody. A client that is gone only leaves its place; the command goes on under its terms.
 
-use super::{Target, Wire, signal, start};
+use super::{Target, signal, start};
 use crate::api::{
     Agent,
+    activity::Hold,
     session::{Attached, Piece, Session, Step},
 };
-use api::exec::{ClientMessage, Frame, KEEPALIVE, ServerMessage, TerminalSize};
+use api::exec::{ClientMessage, FRAME_PAYLOAD_MAX, Frame, KEEPALIVE, ServerMessage, TerminalSize};
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use bytes::Bytes;
 use futures::{
@@ -56,12 +57,12 @@ pub(super) enum Dialect {
     Control,
 }
 
-/// Serves a socket that is for one command alone.
-pub(super) async fn serve(websocket: WebSocket, agent: &Agent, target: Target) {
+/// Serves a socket that is for one command alone. `connecting` keeps the sprite awake until the session does.
+pub(super) async fn serve(websocket: WebSocket, agent: &Agent, target: Target, connecting: Hold) {
     let mut socket = Socket::new(websocket);
     let attached = match target {
         Target::Running(session) => session.attach(),
-        Target::New(query) => match start(agent, *query, Wire::SOCKET).await {
+        Target::New(query) => match start(agent, *query, FRAME_PAYLOAD_MAX).await {
             Ok(attached) => attached,
             Err(refusal) => {
                 let error = ServerMessage::Error { message: refusal.message().to_owned() };
@@ -72,13 +73,18 @@ pub(super) async fn serve(websocket: WebSocket, agent: &Agent, target: Target) {
             }
         },
     };
+    let _hold = agent.activity.hold(format!("session {}", attached.session.id));
+    drop(connecting);
     let has_terminal = attached.session.facts.tty.is_some();
-    match socket.run(attached, Dialect::Exec).await {
-        Ended::Exited(code) if has_terminal && code != 0 => {
-            socket.close(CLOSE_CODE_EXIT + u16::from(code)).await
-        }
-        Ended::Exited(_) => socket.close(close_code::NORMAL).await,
-        Ended::Gone => {}
+    if let Ended::Exited(code) = socket.run(attached, Dialect::Exec).await {
+        let failed_terminal = has_terminal && code != 0;
+        socket
+            .close(if failed_terminal {
+                CLOSE_CODE_EXIT + u16::from(code)
+            } else {
+                close_code::NORMAL
+            })
+            .await;
     }
 }
 

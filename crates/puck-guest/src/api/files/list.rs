@@ -7,8 +7,9 @@ use super::{Call, FileError, act, glob, path::child, root::Root};
 use crate::api::{Agent, answer::Refusal};
 use ::api::files::{Entry, EntryKind, Listing};
 use axum::{
-    Json,
     extract::{RawQuery, State},
+    http::header,
+    response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
 use rustix::{
@@ -23,11 +24,11 @@ const ENTRIES_MAX: usize = 200_000;
 pub(super) async fn list(
     State(agent): State<Arc<Agent>>,
     RawQuery(raw): RawQuery,
-) -> Result<Json<Listing>, Refusal> {
+) -> Result<Response, Refusal> {
     let Call { query, path, actor } = Call::parse(raw.as_deref())?;
     let recursive = query.flag("recursive");
     let pattern = query.first("pattern").filter(|pattern| !pattern.is_empty()).map(str::to_owned);
-    let listing = act(&agent, actor, move |root| {
+    let json = act(&agent, actor, move |root| {
         let mut entries = entries(root, path.as_str(), recursive)?;
         if let Some(pattern) = pattern {
             let prefix = path.as_str().trim_end_matches('/').len() + 1;
@@ -36,10 +37,12 @@ pub(super) async fn list(
                 glob::matches(&pattern, if pattern.contains('/') { inner } else { &entry.name })
             });
         }
-        Ok(Listing { path: path.as_str().to_owned(), count: entries.len(), entries })
+        let listing = Listing { path: path.as_str().to_owned(), count: entries.len(), entries };
+        // Here and not on the runtime's threads, since a long list takes its time.
+        serde_json::to_vec(&listing).map_err(|_| FileError::new("list", listing.path, Errno::IO))
     })
     .await?;
-    Ok(Json(listing))
+    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
 fn entries(root: &Root, path: &str, recursive: bool) -> Result<Vec<Entry>, FileError> {

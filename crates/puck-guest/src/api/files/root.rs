@@ -39,7 +39,13 @@ impl Root {
 
     /// Opens what the path leads to, following symbolic links.
     pub(super) fn open_path(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
+        // The kernel takes next to no other flag beside `O_PATH`.
+        let flags = flags
+            | if flags.contains(OFlags::PATH) {
+                OFlags::CLOEXEC
+            } else {
+                OFlags::CLOEXEC | OFlags::NOCTTY
+            };
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         loop {
             // The kernel answers EAGAIN when a rename elsewhere kept it from being sure about a `..`.

@@ -25,11 +25,9 @@ use rustix::{
 };
 use std::{
     fs::File,
+    hash::{BuildHasher, Hasher, RandomState},
     os::fd::{AsFd, OwnedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
 };
 use tokio::{io::AsyncWriteExt, sync::Semaphore};
 
@@ -44,9 +42,6 @@ const DEPTH_MAX: usize = 2048;
 
 /// Files by which clients make a directory: they write one and delete it.
 const PLACEHOLDERS: [&str; 2] = [".keep", ".mkdir_placeholder"];
-
-/// Makes the names of temporary files unique.
-static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// How to write.
 #[derive(Debug, Clone, Copy)]
@@ -154,13 +149,8 @@ fn draft(
         Err(Errno::NOENT) => None,
         Err(errno) => return Err(failed(errno)),
     };
-    let temporary = format!(".puck-write-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-    // A leftover of an agent that died may have this name.
-    if let Err(errno) = rustix::fs::unlinkat(&place.dir, temporary.as_str(), AtFlags::empty())
-        && errno != Errno::NOENT
-    {
-        return Err(failed(errno));
-    }
+    // A random name, so that it meets neither a user's file nor what an agent that died has left.
+    let temporary = format!(".puck-write-{:016x}", RandomState::new().build_hasher().finish());
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file =
         rustix::fs::openat(&place.dir, temporary.as_str(), flags, Mode::from_raw_mode(0o600))
@@ -245,7 +235,6 @@ async fn fill(file: File, body: Body, path: &str) -> Result<u64, Refusal> {
         size += piece.len() as u64;
     }
     file.flush().await.map_err(|error| failed(&error))?;
-    file.sync_all().await.map_err(|error| failed(&error))?;
     Ok(size)
 }
 
@@ -308,19 +297,20 @@ impl Drop for Draft {
             tracing::warn!("no descriptor left to remove a temporary file with");
             return;
         };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            tracing::warn!("a temporary file stays because the agent ends");
-            return;
-        };
-        runtime.spawn(async move {
-            let removed = actor::act(&operations, actor, uid_start, move || {
-                rustix::fs::unlinkat(dir, temporary.as_str(), AtFlags::empty())
-            })
-            .await;
-            if let Ok(Err(error)) = removed {
+        let remove = move || {
+            if let Err(error) = rustix::fs::unlinkat(dir, temporary.as_str(), AtFlags::empty()) {
                 tracing::debug!(%error, "remove a temporary file");
             }
-        });
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(async move {
+                if let Err(error) = actor::act(&operations, actor, uid_start, remove).await {
+                    tracing::warn!(%error, "a temporary file stays");
+                }
+            })),
+            // Outside of the runtime this is the actor's own thread, whose caller has left.
+            Err(_) => remove(),
+        }
     }
 }
 
