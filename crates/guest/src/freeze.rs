@@ -9,7 +9,7 @@ use crate::{sys, wire};
 use rustix::fs::Mode;
 use std::{
     io,
-    os::fd::{AsFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     time::Duration,
 };
@@ -47,10 +47,11 @@ pub enum Error {
     Late(#[source] io::Error),
 }
 
-/// The agent's way to freeze its volume. One at a time: the methods take `&mut self`.
+/// The agent's way to freeze its volume. One freeze at a time: the methods take `&mut self`.
 #[derive(Debug)]
 pub struct Freezer {
-    keeper: OwnedFd,
+    /// Never closed by this process: its end tells the keeper that the agent has ended.
+    keeper: BorrowedFd<'static>,
 }
 
 impl Freezer {
@@ -62,19 +63,12 @@ impl Freezer {
     /// # Errors
     /// When the descriptor is not a socket: this process was not started by the launcher.
     pub unsafe fn inherit() -> Result<Self, Error> {
-        // SAFETY: the launcher left this descriptor for us, and the caller promises that nobody else owns it.
-        let keeper = unsafe { OwnedFd::from_raw_fd(KEEPER_FD) };
-        match rustix::net::sockopt::socket_type(&keeper) {
-            Ok(_) => {
-                rustix::io::fcntl_setfd(&keeper, rustix::io::FdFlags::CLOEXEC)
-                    .map_err(|source| Error::NoKeeper(source.into()))?;
-                Ok(Self { keeper })
-            }
-            Err(source) => {
-                std::mem::forget(keeper);
-                Err(Error::NoKeeper(source.into()))
-            }
-        }
+        // SAFETY: the launcher left this descriptor, and the caller promises that nobody else owns and thus closes it.
+        let keeper = unsafe { BorrowedFd::borrow_raw(KEEPER_FD) };
+        rustix::net::sockopt::socket_type(keeper)
+            .and_then(|_| rustix::io::fcntl_setfd(keeper, rustix::io::FdFlags::CLOEXEC))
+            .map_err(|source| Error::NoKeeper(source.into()))?;
+        Ok(Self { keeper })
     }
 
     /// Freezes the filesystem mounted at `mount`, for [`FREEZE_LIMIT`] at most. Blocks while the kernel writes out what is
@@ -87,7 +81,7 @@ impl Freezer {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let mount = rustix::fs::open(mount, flags, Mode::empty())
             .map_err(|source| Error::Open(source.into()))?;
-        wire::send_bytes(self.keeper.as_fd(), HOLD, &[mount.as_fd()]).map_err(Error::Keeper)?;
+        wire::send_bytes(self.keeper, HOLD, &[mount.as_fd()]).map_err(Error::Keeper)?;
         let frozen = sys::freeze(mount.as_fd(), true).map_err(Error::Freeze);
         match frozen {
             Ok(()) => Ok(Frozen { freezer: self, mount: Some(mount) }),
@@ -100,10 +94,9 @@ impl Freezer {
     }
 
     fn release(&self) -> Result<(), Error> {
-        wire::send_bytes(self.keeper.as_fd(), RELEASE, &[]).map_err(Error::Keeper)?;
+        wire::send_bytes(self.keeper, RELEASE, &[]).map_err(Error::Keeper)?;
         let mut answer = [0; 16];
-        let (len, _) =
-            wire::receive_bytes(self.keeper.as_fd(), &mut answer).map_err(Error::Keeper)?;
+        let (len, _) = wire::receive_bytes(self.keeper, &mut answer).map_err(Error::Keeper)?;
         if answer.get(..len) == Some(RELEASE) {
             Ok(())
         } else {

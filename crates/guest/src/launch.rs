@@ -22,7 +22,7 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType},
     pipe::PipeFlags,
     process::{PidfdFlags, Signal},
-    thread::{CapabilitySet, UnshareFlags},
+    thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -30,7 +30,7 @@ use std::{
     fs::File,
     io::{self, BufRead, Read, Write},
     net::Ipv4Addr,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -163,6 +163,7 @@ fn launch() -> Result<Report, StepError> {
     rustix::process::setsid().step("make a session")?;
     let (keeper, agent) = socket_pair().step("make the keeper's socket")?;
     let gates = Gates::new().step("make pipes")?;
+    let own = File::open("/proc/self/ns/pid").step("open the process namespace")?;
     // SAFETY: this process has one thread.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }
         .step("make a process namespace")?;
@@ -174,6 +175,12 @@ fn launch() -> Result<Report, StepError> {
         }
         Fork::Parent(pid) => {
             drop(agent);
+            // What the keeper starts from now on is no part of the machine.
+            rustix::thread::move_into_link_name_space(
+                own.as_fd(),
+                Some(LinkNameSpaceType::ProcessID),
+            )
+            .step("stay outside of the machine")?;
             let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())
                 .step("open the machine's process")?;
             let started =
@@ -211,7 +218,8 @@ impl Gates {
         Ok(Self { separated: pipe()?, connected: pipe()?, failure: pipe()? })
     }
 
-    /// The parent's side.
+    /// The parent's side. What the child says weighs more than what became of its cable: without the child there is
+    /// nothing to connect.
     fn open(self, connect: impl FnOnce() -> Result<(), StepError>) -> Result<(), StepError> {
         let Self {
             separated: (separated, theirs),
@@ -220,15 +228,19 @@ impl Gates {
         } = self;
         // An end that stays open here would never let the other side's end be seen.
         drop((theirs, not_ours, other));
-        // At the end of this pipe the child has failed and says why below.
+        let mut connection = Ok(());
         if rustix::io::read(&separated, &mut [0]).step("wait for the machine's namespaces")? > 0 {
-            connect()?;
-            rustix::io::write(&connected, b"!").step("let the machine go on")?;
+            connection = connect();
         }
+        if connection.is_ok() {
+            // A child that has ended says why below.
+            let _ = rustix::io::write(&connected, b"!");
+        }
+        drop(connected);
         let mut reason = String::new();
         File::from(failure).read_to_string(&mut reason).step("wait for the agent")?;
         if reason.is_empty() {
-            Ok(())
+            connection
         } else {
             Err(io::Error::other(reason)).step("build the machine")
         }
@@ -277,7 +289,8 @@ fn build_machine(
     rustix::system::sethostname(b"puck").step("set the host name")?;
     root::build(spec, trees)?;
     if rustix::io::read(connected, &mut [0]).step("wait for the network")? == 0 {
-        return Err(io::Error::from(io::ErrorKind::ConnectionAborted)).step("wait for the network");
+        // The keeper knows better why there is no cable.
+        sys::exit_now(1);
     }
     network::configure(&spec.network).step("configure the network")?;
     root::enter(&spec.root)?;

@@ -149,7 +149,7 @@ async fn answer(container: &Container, freezer: &mut Freezer, verb: Verb) -> Ans
         Verb::FreezeAndAbort => {
             let _frozen = freezer.freeze(Path::new(DATA)).unwrap();
             // Time for a process of the container to run into the frozen filesystem.
-            rustix::thread::nanosleep(&rustix::thread::Timespec {
+            let _ = rustix::thread::nanosleep(&rustix::thread::Timespec {
                 tv_sec: 0,
                 tv_nsec: 500_000_000,
             });

@@ -76,16 +76,13 @@ async fn the_agent_sees_its_machine_and_nothing_else(stage: &Stage) {
     let names = agent.ask(Verb::List { path: "/dev".into() }).await.names();
     assert_eq!(names, ["full", "fuse", "loop-control", "null", "random", "tty", "urandom", "zero"]);
     let mounts = agent.ask(Verb::Read { path: "/proc/self/mountinfo".into() }).await.text();
-    assert!(mounts.lines().count() < 30 && !mounts.contains("sysfs rw"), "{mounts}");
+    assert!(mounts.lines().count() < 30 && mounts.contains(" /sys ro,"), "{mounts}");
     machine.kill().await.unwrap();
 }
 
 async fn commands_run_in_the_container_of_the_machine(stage: &Stage) {
     let (machine, mut agent) = stage.boot("commands").await;
-    assert_eq!(
-        agent.run("id -u; hostname; cat /proc/self/cgroup | sort -u | wc -l").await,
-        "1001\nsprite-1\n4\n"
-    );
+    assert_eq!(agent.run("id -u; hostname").await, "1001\nsprite-1\n");
     let (other, mut other_agent) = stage.boot("commands-2").await;
     let map = |agent: Answer| agent.text();
     let first = map(agent.ask(Verb::run("cat /proc/self/uid_map")).await);
@@ -146,8 +143,8 @@ async fn a_machine_cannot_lie_about_its_address(stage: &Stage) {
 
 async fn low_ports_and_ping_work_without_rights(stage: &Stage) {
     let (machine, mut agent) = stage.boot("ports").await;
-    let script = "nc -l -p 80 -e echo low & sleep 0.2; nc -w 3 127.0.0.1 80; ping -c 1 -W 2 198.51.100.1 | grep -c '1 packets rec'; \
-        ip -o -4 address show dev spr0 | wc -l; ip route show default";
+    let script = "nc -l -p 80 -e echo low & sleep 0.2; nc -w 3 127.0.0.1 80; ping -c 1 -W 2 198.51.100.1 2>&1 | grep -c '1 packets rec'; \
+        ip -o -4 address show dev spr0 | wc -l; ip route show | grep default";
     let output = agent.run(script).await;
     assert_eq!(
         output,
@@ -161,7 +158,7 @@ async fn the_end_of_the_agent_is_the_end_of_the_machine(stage: &Stage) {
     for (verb, expected) in [
         (Verb::Exit { status: 3 }, Exit::Status(3)),
         (Verb::Exit { status: 0 }, Exit::Status(0)),
-        (Verb::Abort, Exit::Signal(6)),
+        (Verb::Abort, ABORTED),
     ] {
         let (mut machine, mut agent) = stage.boot("ending").await;
         agent.run("sleep 1000 >/dev/null 2>&1 &").await;
@@ -188,7 +185,7 @@ async fn a_frozen_volume_is_thawed_when_the_agent_dies(stage: &Stage) {
     // A process that waits for the frozen volume cannot be killed before it is thawed.
     agent.run("(sleep 0.3; echo late > ~/late) >/dev/null 2>&1 &").await;
     agent.tell(Verb::FreezeAndAbort).await;
-    assert_eq!(machine.wait().await, Exit::Signal(6));
+    assert_eq!(machine.wait().await, ABORTED);
     std::fs::write(stage.data("frozen").join("after"), "thawed").unwrap();
     machine.kill().await.unwrap();
 }
@@ -260,6 +257,9 @@ async fn machines_start_quickly_at_once(stage: &Stage) {
         begin.elapsed()
     );
 }
+
+/// How a first process of a process namespace aborts: the kernel withholds SIGABRT from it, so the C library crashes it.
+const ABORTED: Exit = Exit::Signal(11);
 
 /// The program of the test that follows: a server that is killed while a machine runs.
 fn serve_until_killed() -> ExitCode {

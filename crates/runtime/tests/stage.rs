@@ -244,7 +244,11 @@ pub(crate) fn traces(instance: &str) -> Vec<String> {
     };
     traces.extend(lines(output("nft list tables"), &format!("puck_{instance}")));
     traces.extend(lines(output("ip -o link show"), &format!("pk{instance}-")));
-    traces.extend(lines(output("ip route show"), "blackhole"));
+    // The routes of other instances are their own.
+    if let Ok(range) = fs::read_to_string(Path::new("/run").join(instance).join("range")) {
+        let third = 4 * range.trim().parse::<u32>().unwrap();
+        traces.extend(lines(output("ip route show"), &format!("blackhole 10.213.{third}.0")));
+    }
     traces.extend(lines(
         fs::read_to_string("/proc/self/mountinfo").unwrap(),
         &format!("/run/{instance}/"),
