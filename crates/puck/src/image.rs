@@ -131,6 +131,7 @@ pub(crate) async fn ensure(
     directory: &Path,
     progress: &Progress,
 ) -> Result<(Digest, PathBuf), Error> {
+    bucket::remove_unfinished(directory)?;
     let digest = match current(store).await? {
         Some(digest) => digest,
         None => {

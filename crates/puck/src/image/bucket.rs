@@ -62,6 +62,9 @@ pub(crate) enum BucketError {
 
 const POINTER: &str = "images/current";
 
+/// What the names of copies begin with that are not complete.
+const UNFINISHED: &str = ".image-";
+
 /// Puts an image into the bucket and makes it the one for new sprites. The pointer is written last.
 ///
 /// # Errors
@@ -115,7 +118,7 @@ pub(crate) async fn fetch(
     }
     tokio::fs::create_dir_all(directory).await.map_err(file_error(directory))?;
     let temporary = tempfile::Builder::new()
-        .prefix(".image-")
+        .prefix(UNFINISHED)
         .tempfile_in(directory)
         .map_err(file_error(directory))?;
     let found = download(store, digest, temporary.path()).await?;
@@ -125,6 +128,25 @@ pub(crate) async fn fetch(
     let kept = temporary.persist(&path).map_err(|error| file_error(&path)(error.error))?;
     kept.sync_all().map_err(file_error(&path))?;
     Ok(path)
+}
+
+/// Removes copies that a killed process left unfinished. Nothing may fetch into the directory meanwhile.
+///
+/// # Errors
+/// When the directory cannot be read or written.
+pub(crate) fn remove_unfinished(directory: &Path) -> Result<(), BucketError> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(file_error(directory)(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(file_error(directory))?;
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            std::fs::remove_file(entry.path()).map_err(file_error(&entry.path()))?;
+        }
+    }
+    Ok(())
 }
 
 async fn download(
@@ -213,7 +235,7 @@ mod tests {
         let fetched =
             fetch(&store, &image.digest, &there.path().join("new")).await.expect("fetched");
         assert_eq!(std::fs::read(&fetched).expect("read"), bytes);
-        assert_eq!(std::fs::read_dir(there.path().join("new")).expect("listed").count(), 1);
+        assert_eq!(std::fs::read_dir(&new).expect("listed").count(), 1);
     }
 
     #[tokio::test]

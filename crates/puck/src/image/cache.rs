@@ -6,6 +6,7 @@
 
 use super::{BuiltImage, Digest, Error, Recipe, rootfs::Root};
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     os::unix::fs::PermissionsExt as _,
@@ -85,7 +86,24 @@ impl Cache {
         fs::rename(file, &image.file).map_err(error(&image.file))?;
         File::open(&image.file).and_then(|file| file.sync_all()).map_err(error(&image.file))?;
         write(&self.pointer(recipe), &format!("{}\n", image.digest))?;
+        self.remove_unnamed_images()?;
         Ok(image)
+    }
+
+    /// Removes images that no recipe names any more. Buckets and servers have copies of their own.
+    fn remove_unnamed_images(&self) -> Result<(), Error> {
+        let mut named = BTreeSet::new();
+        for path in entries(&self.directory.join("recipes"))? {
+            let text = fs::read_to_string(&path).map_err(error(&path))?;
+            named.insert(text.trim().to_owned());
+        }
+        for path in entries(&self.directory.join("images"))? {
+            let digest = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+            if digest.is_none_or(|digest| !named.contains(&digest)) {
+                fs::remove_file(&path).map_err(error(&path))?;
+            }
+        }
+        Ok(())
     }
 
     fn image(&self, digest: Digest) -> BuiltImage {
@@ -98,14 +116,20 @@ impl Cache {
     }
 
     fn remove_old_builds(&self) -> Result<(), Error> {
-        for entry in fs::read_dir(&self.directory).map_err(error(&self.directory))? {
-            let entry = entry.map_err(error(&self.directory))?;
-            if entry.file_name().to_string_lossy().starts_with(BUILD_PREFIX) {
-                fs::remove_dir_all(entry.path()).map_err(error(&entry.path()))?;
+        for path in entries(&self.directory)? {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+            if name.is_some_and(|name| name.starts_with(BUILD_PREFIX)) {
+                fs::remove_dir_all(&path).map_err(error(&path))?;
             }
         }
         Ok(())
     }
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = fs::read_dir(directory)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    entries.map_err(error(directory))
 }
 
 /// Writes a small file whole or not at all.
@@ -139,6 +163,11 @@ mod tests {
         let root = Root { directory: build.path().to_owned(), epoch: 0, packages: Vec::new() };
         let image = cache.insert(&recipe(), &root, &file).expect("inserted");
         assert_eq!(cache.find(&recipe()).expect("looked"), Some(image.clone()));
+        fs::write(&file, "newer").expect("written");
+        let newer = cache.insert(&recipe(), &root, &file).expect("inserted");
+        assert_eq!(cache.find(&recipe()).expect("looked"), Some(newer.clone()));
+        assert!(!image.file.exists() && !image.manifest.exists(), "nothing names the old image");
+        let image = newer;
         fs::remove_file(&image.file).expect("removed");
         assert_eq!(cache.find(&recipe()).expect("looked"), None);
     }
