@@ -232,8 +232,12 @@ mod tests {
         publish(&store, &image).await.expect("published");
         publish(&store, &image).await.expect("published twice");
         assert_eq!(current(&store).await.expect("asked"), Some(image.digest.clone()));
-        let fetched =
-            fetch(&store, &image.digest, &there.path().join("new")).await.expect("fetched");
+        let new = there.path().join("new");
+        remove_unfinished(&new).expect("nothing to remove");
+        std::fs::create_dir(&new).expect("made");
+        std::fs::write(new.join(".image-killed"), "half").expect("written");
+        remove_unfinished(&new).expect("removed");
+        let fetched = fetch(&store, &image.digest, &new).await.expect("fetched");
         assert_eq!(std::fs::read(&fetched).expect("read"), bytes);
         assert_eq!(std::fs::read_dir(&new).expect("listed").count(), 1);
     }
