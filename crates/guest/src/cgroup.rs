@@ -173,7 +173,7 @@ impl Cgroup {
     pub fn limit(&self, limits: Limits) -> Result<(), Error> {
         match self.legacy("memory") {
             Some(path) => {
-                write(&path.join("memory.limit_in_bytes"), &limits.memory_bytes.to_string())?
+                write(&path.join("memory.limit_in_bytes"), &limits.memory_bytes.to_string())?;
             }
             None => write(&self.unified.join("memory.max"), &limits.memory_bytes.to_string())?,
         }

@@ -360,7 +360,7 @@ async fn unmount(mount: &Path) -> Result<(), Error> {
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
             // The kernel lets go of a dead process's files and namespaces a little after its end.
             Err(Errno::BUSY) if tokio::time::Instant::now() < end => {
-                tokio::time::sleep(UNMOUNT_PAUSE).await
+                tokio::time::sleep(UNMOUNT_PAUSE).await;
             }
             Err(Errno::BUSY) => return Err(Error::Busy { path: mount.to_owned() }),
             Err(error) => return Err(failed("unmount the root")(error.into())),

@@ -143,18 +143,18 @@ mod tests {
 
     #[test]
     fn a_route_takes_the_ranges_that_it_overlaps() {
-        let takes = |line| {
-            (0..4).filter(|index| {
-                destination(line).is_some_and(|route| Range(*index).overlaps(route))
-            })
+        let all = |line: &str| {
+            let route = destination(line);
+            (0..4_u32)
+                .filter(|index| route.is_some_and(|route| Range(*index).overlaps(route)))
+                .collect::<Vec<_>>()
         };
-        let all = |line| takes(line).collect::<Vec<_>>();
-        assert_eq!(all("default via 10.213.0.1 dev eth0"), []);
-        assert_eq!(all("192.0.2.0/24 dev eth0 proto kernel"), []);
+        assert_eq!(all("default via 10.213.0.1 dev eth0"), Vec::<u32>::new());
+        assert_eq!(all("192.0.2.0/24 dev eth0 proto kernel"), Vec::<u32>::new());
         assert_eq!(all("blackhole 10.213.4.0/22"), [1]);
         assert_eq!(all("10.213.8.7 dev pk1-2 scope link"), [2]);
         assert_eq!(all("10.0.0.0/8 via 192.0.2.1 dev tun0"), [0, 1, 2, 3]);
         assert_eq!(all("10.213.8.0/21 dev br0"), [2, 3]);
-        assert_eq!(all("garbage"), []);
+        assert_eq!(all("garbage"), Vec::<u32>::new());
     }
 }

@@ -278,6 +278,7 @@ fn fill_base(base: &Path) {
     for applet in output("/bin/busybox --list").lines().filter(|applet| *applet != "busybox") {
         symlink("busybox", base.join("bin").join(applet)).unwrap();
     }
+    fs::copy(std::env::current_exe().unwrap(), base.join("bin/probe")).unwrap();
     fs::write(
         base.join("etc/passwd"),
         "root::0:0::/root:/bin/sh\nsprite:x:1001:1001::/home/sprite:/bin/sh\n",

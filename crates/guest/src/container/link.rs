@@ -120,7 +120,7 @@ impl Link {
         loop {
             match self.receive_one().await {
                 Ok(Some(Received { message: Ok(reply), descriptors })) => {
-                    self.hand_out(reply, descriptors)
+                    self.hand_out(reply, descriptors);
                 }
                 Ok(Some(Received { message: Err(error), .. })) => {
                     tracing::warn!(%error, "the zygote sent something that is not a reply");

@@ -120,7 +120,7 @@ impl Keeper<'_> {
             Ok((len, mut descriptors)) => match bytes.get(..len) {
                 Some(HOLD) => {
                     self.held =
-                        descriptors.pop().map(|mount| (mount, Instant::now() + FREEZE_LIMIT))
+                        descriptors.pop().map(|mount| (mount, Instant::now() + FREEZE_LIMIT));
                 }
                 Some(RELEASE) => {
                     self.held = None;

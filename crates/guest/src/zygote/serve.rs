@@ -115,7 +115,7 @@ impl Zygote<'_> {
         for _ in 0..REQUESTS_PER_TURN {
             match wire::receive(self.socket.as_fd()) {
                 Ok(Some(Received { message: Ok(request), descriptors })) => {
-                    self.handle(request, descriptors)?
+                    self.handle(request, descriptors)?;
                 }
                 // A request that cannot be read has no number to answer to. The agent does not send such.
                 Ok(Some(Received { message: Err(_), .. })) => {}
