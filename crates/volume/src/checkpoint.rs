@@ -51,11 +51,11 @@ impl Volume {
     pub async fn checkpoint(&self, cut: Cut, new: NewCheckpoint) -> Result<Checkpoint, Error> {
         self.shared.check_open()?;
         self.shared.wait_shipped(cut.batch).await?;
-        let layer = frozen_layer(&cut)?;
         let created = Timestamp::now();
         let row = self
             .shared
             .change(move |shared| {
+                let layer = frozen_layer(&cut)?;
                 let NewCheckpoint { comment, auto } = &new;
                 shared.map.add_checkpoint(&NewRow { layer, created, comment, auto: *auto })
             })
@@ -91,12 +91,12 @@ impl Volume {
         self.shared.map.find_checkpoint(id)?;
         let cut = self.cut()?;
         self.shared.wait_shipped(cut.batch).await?;
-        let layer = frozen_layer(&cut)?;
         let created = Timestamp::now();
         let id = id.to_owned();
         let row = self
             .shared
             .change(move |shared| {
+                let layer = frozen_layer(&cut)?;
                 let comment = format!("before the restore of {id}");
                 let kept = NewRow { layer, created, comment: &comment, auto: true };
                 let mut stale = Vec::new();

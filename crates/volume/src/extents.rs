@@ -62,11 +62,12 @@ impl<V: Shift> Extents<V> {
             .next_back()
             .filter(|(_, (end, _))| *end > range.start)
             .map_or(range.start, |(&start, _)| start);
-        let overlapping = self.0.range(first..range.end.max(first)).map(move |(&start, (end, value))| {
-            let clipped = start.max(range.start)..(*end).min(range.end);
-            let value = value.shift(clipped.start.saturating_sub(start));
-            (clipped, value)
-        });
+        let overlapping =
+            self.0.range(first..range.end.max(first)).map(move |(&start, (end, value))| {
+                let clipped = start.max(range.start)..(*end).min(range.end);
+                let value = value.shift(clipped.start.saturating_sub(start));
+                (clipped, value)
+            });
         // An empty range inside an extent overlaps nothing.
         overlapping.filter(|(clipped, _)| !clipped.is_empty())
     }

@@ -46,7 +46,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     ops::Range,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock, Weak},
 };
 
 /// The id of a layer. Never used twice.
@@ -65,7 +65,12 @@ pub(crate) struct Map {
     path: PathBuf,
     write: Mutex<Connection>,
     read: Mutex<Reader>,
+    /// Frozen layers that may yet become checkpoints: as long as someone holds the cut, they are not merged.
+    cuts: Mutex<Vec<(LayerId, Weak<CutSlot>)>>,
 }
+
+/// Where the id of the layer goes that a cut froze.
+pub(crate) type CutSlot = OnceLock<LayerId>;
 
 /// What readers use. Its lock is held for one lookup, and while a transaction commits.
 #[derive(Debug)]
@@ -103,8 +108,8 @@ pub(crate) struct Commit<'a> {
     /// The blocks in the segment, in the order of its data.
     pub blocks: &'a [BlockEntry],
     pub zeros: &'a [Range<u32>],
-    /// The live layer ends behind this batch.
-    pub cut: bool,
+    /// The live layer ends behind this batch; the id of the frozen layer goes here.
+    pub cut: Option<&'a Arc<CutSlot>>,
 }
 
 impl Map {
@@ -115,7 +120,12 @@ impl Map {
         let stack = stack_of(&connection, head(&connection)?)?;
         let reader =
             Reader { connection, stack, regions: Regions::default(), segments: HashMap::new() };
-        Ok(Self { path: path.to_owned(), write: Mutex::new(write), read: Mutex::new(reader) })
+        Ok(Self {
+            path: path.to_owned(),
+            write: Mutex::new(write),
+            read: Mutex::new(reader),
+            cuts: Mutex::default(),
+        })
     }
 
     /// Where the map stands.
@@ -162,8 +172,8 @@ impl Map {
         Ok(table)
     }
 
-    /// Commits a batch. Returns the layer that a cut froze.
-    pub(crate) fn commit(&self, commit: &Commit<'_>) -> Result<Option<LayerId>, Error> {
+    /// Commits a batch.
+    pub(crate) fn commit(&self, commit: &Commit<'_>) -> Result<(), Error> {
         let mut connection = lock(&self.write);
         let transaction = connection.transaction().attempt("begin a transaction")?;
         let head = head(&transaction)?;
@@ -189,7 +199,8 @@ impl Map {
             rows.put(*region, head, old.as_ref(), Some(&new))?;
         }
         rows.count()?;
-        let new_head = if commit.cut { Some(push_layer(&transaction, head)?) } else { None };
+        let new_head =
+            if commit.cut.is_some() { Some(push_layer(&transaction, head)?) } else { None };
         transaction
             .prepare_cached(
                 "UPDATE volume SET epoch = ?1, sequence = ?2, head = ?3, segment_next = max(segment_next, ?4)",
@@ -204,10 +215,12 @@ impl Map {
         for (region, change) in &changes {
             reader.regions.overlay(*region, change);
         }
-        if let Some(new_head) = new_head {
+        if let (Some(new_head), Some(slot)) = (new_head, commit.cut) {
             reader.stack.insert(0, new_head);
+            lock(&self.cuts).push((head, Arc::downgrade(slot)));
+            slot.set(head).expect("a batch is committed once");
         }
-        Ok(new_head.map(|_| head))
+        Ok(())
     }
 }
 

@@ -33,6 +33,9 @@ use tokio::task::JoinHandle;
 /// Batches that are built and put at the same time.
 const PUTS_MAX: usize = 3;
 
+/// Tries of the first shipping: with the default waits, they go on for about a minute.
+const OPEN_RETRIES_MAX: u32 = 18;
+
 /// Garbage is looked for so long after the last change, and then as long as there is any.
 const RECLAIM_DELAY: Duration = Duration::from_secs(5);
 
@@ -258,17 +261,14 @@ fn commit_now(shared: &Shared, prepared: &Prepared) -> Result<(), Error> {
     let Prepared { batch, contents, segment, orphans } = prepared;
     let changed = || batch.extents.iter().map(|(range, _)| range);
     shared.cache.remove(changed());
-    let frozen = shared.map.commit(&Commit {
+    shared.map.commit(&Commit {
         position: shared.position_after(batch.sequence_last),
         segment: segment.as_ref(),
         orphans,
         blocks: &contents.blocks,
         zeros: &contents.zeros,
-        cut: batch.cut.is_some(),
+        cut: batch.cut.as_ref(),
     })?;
-    if let (Some(slot), Some(frozen)) = (&batch.cut, frozen) {
-        slot.set(frozen).expect("a batch is committed once");
-    }
     // Fills that looked at the map between the first removal and the commit are refused by the second.
     let ticket = shared.cache.remove(changed());
     lock(&shared.backlog).committed.push_back((batch.journal_bytes, batch.first_write));
@@ -294,6 +294,23 @@ async fn ship_until_done(shared: &Shared, ship: &mut dyn Ship) {
         outage.failed(error.as_ref()).await;
     }
     outage.over();
+}
+
+/// Ships what an earlier process committed and could not ship any more.
+pub(crate) async fn ship_at_open(settings: &Settings, ship: &mut dyn Ship) -> Result<(), Error> {
+    let mut waits = Backoff::new(settings.retry_wait, settings.retry_wait_most(), OPEN_RETRIES_MAX);
+    loop {
+        let Err(error) = ship.ship().await else { return Ok(()) };
+        let Some(pause) = waits.next() else {
+            return Err(Error::with(
+                ErrorKind::Unavailable,
+                "ship what is left of the last time",
+                error,
+            ));
+        };
+        tracing::debug!(%error, "shipping again what is left of the last time");
+        tokio::time::sleep(pause).await;
+    }
 }
 
 /// Tries an action until it succeeds.

@@ -7,14 +7,9 @@
 use crate::{
     extents::{Extents, Shift},
     journal::{Appended, Place, RecordKind},
-    map::LayerId,
+    map::CutSlot,
 };
-use std::{
-    collections::VecDeque,
-    ops::Range,
-    sync::{Arc, OnceLock},
-    time::Instant,
-};
+use std::{collections::VecDeque, ops::Range, sync::Arc, time::Instant};
 
 /// What the newest unsealed write made of a range of blocks.
 #[derive(Debug, Clone)]
@@ -44,7 +39,7 @@ pub(crate) struct Batch {
     pub first_write: Option<Instant>,
     pub sequence_last: u64,
     /// The live layer ends after this batch; the id of the frozen layer goes here.
-    pub cut: Option<Arc<OnceLock<LayerId>>>,
+    pub cut: Option<Arc<CutSlot>>,
 }
 
 impl Batch {
@@ -69,11 +64,7 @@ impl Tail {
     }
 
     /// Takes a record. Returns the cut's slot if it is one.
-    pub(crate) fn apply(
-        &mut self,
-        record: Appended,
-        now: Instant,
-    ) -> Option<Arc<OnceLock<LayerId>>> {
+    pub(crate) fn apply(&mut self, record: Appended, now: Instant) -> Option<Arc<CutSlot>> {
         self.active.sequence_last = record.sequence;
         self.active.journal_bytes += record.bytes;
         self.active.first_write.get_or_insert(now);
@@ -82,7 +73,7 @@ impl Tail {
             RecordKind::Write => self.active.extents.insert(range, Unsealed::Data(record.place)),
             RecordKind::Discard => self.active.extents.insert(range, Unsealed::Zero),
             RecordKind::Cut => {
-                let slot = Arc::new(OnceLock::new());
+                let slot = Arc::new(CutSlot::new());
                 self.active.cut = Some(slot.clone());
                 self.freeze();
                 return Some(slot);

@@ -10,8 +10,8 @@ use crate::{
     fetch::{Fetcher, Streams, Wanted},
     flush::Flush,
     journal::{self, Journal, Position, RecordKind},
-    map::{Entry, LayerId, Map, REGION_BLOCKS},
-    seal,
+    map::{CutSlot, Entry, Map, REGION_BLOCKS},
+    seal::{self, blocking},
     segment::RUN_BLOCKS,
     sync::{lock, read, wait, write},
     tail::{Tail, Unsealed},
@@ -23,7 +23,7 @@ use std::{
     ops::Range,
     path::PathBuf,
     sync::{
-        Arc, Condvar, Mutex, OnceLock, RwLock,
+        Arc, Condvar, Mutex, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
@@ -51,11 +51,11 @@ pub struct Volume {
     sealer: Arc<Sealer>,
 }
 
-/// A point at which the live layer ended. See [`Volume::checkpoint`].
+/// A point at which the live layer ended. See [`Volume::checkpoint`]. While it is held, the layer below is kept apart.
 #[derive(Debug)]
 pub struct Cut {
     pub(crate) batch: u64,
-    pub(crate) layer: Arc<OnceLock<LayerId>>,
+    pub(crate) layer: Arc<CutSlot>,
 }
 
 /// How far the bucket is behind.
@@ -139,18 +139,25 @@ impl Drop for Sealer {
 impl Volume {
     /// Opens or creates a volume and starts its sealer on the current runtime.
     ///
-    /// `map.db` must be what the log in the bucket says, or newer. What the journal has beyond the map is applied; a
-    /// journal that does not continue the map is set aside (see [`Volume::set_aside`]).
+    /// `map.db` must be what the log in the bucket says, or newer, never older. What is newer is shipped first, so that the
+    /// journal needs to keep only what the map does not have; `Unavailable` if that fails for a minute. Then what the
+    /// journal has beyond the map is applied. A journal that does not continue the map is set aside (see
+    /// [`Volume::set_aside`]).
     pub async fn open(
         settings: Settings,
         store: Arc<dyn ObjectStore>,
-        ship: Box<dyn Ship>,
+        mut ship: Box<dyn Ship>,
     ) -> Result<Self, Error> {
         let runtime = Handle::current();
-        let opened =
-            tokio::task::spawn_blocking(move || Shared::open(settings, store, ship, runtime)).await;
-        let shared = opened
-            .map_err(|error| Error::with(ErrorKind::Internal, "open the volume", error))??;
+        let path = settings.dir.join("map.db");
+        let (volume, epoch, dir) = (settings.volume, settings.epoch, settings.dir.clone());
+        let map = blocking(move || {
+            std::fs::create_dir_all(dir).attempt("create the volume's directory")?;
+            Map::open(&path, volume, epoch)
+        })
+        .await?;
+        seal::ship_at_open(&settings, ship.as_mut()).await?;
+        let shared = blocking(move || Shared::open(settings, store, ship, map, runtime)).await?;
         let shared = Arc::new(shared);
         let task = tokio::spawn(seal::run(shared.clone()));
         Ok(Self { shared, sealer: Arc::new(Sealer(Mutex::new(Some(task)))) })
@@ -253,9 +260,7 @@ impl Volume {
         }
         let operations = shared.operations.clone();
         let _no_more = operations.lock().await;
-        tokio::task::spawn_blocking(move || shared.finish())
-            .await
-            .map_err(|error| Error::with(ErrorKind::Internal, "close the volume", error))?
+        blocking(move || shared.finish()).await
     }
 }
 
@@ -264,11 +269,11 @@ impl Shared {
         settings: Settings,
         store: Arc<dyn ObjectStore>,
         ship: Box<dyn Ship>,
+        map: Map,
         runtime: Handle,
     ) -> Result<Self, Error> {
-        std::fs::create_dir_all(&settings.dir).attempt("create the volume's directory")?;
-        let (volume, epoch) = (settings.volume, settings.epoch);
-        let map = Arc::new(Map::open(&settings.dir.join("map.db"), volume, epoch)?);
+        let volume = settings.volume;
+        let map = Arc::new(map);
         let position = map.position()?;
         let flush = Arc::new(Flush::new(position.sequence));
         let opened = journal::open(&settings, position, flush.clone())?;
@@ -322,7 +327,7 @@ impl Shared {
         offset: u64,
         length: u64,
         data: (&[u8], u32),
-    ) -> Result<(u64, Option<Arc<OnceLock<LayerId>>>), Error> {
+    ) -> Result<(u64, Option<Arc<CutSlot>>), Error> {
         if kind != RecordKind::Cut {
             self.wait_for_room()?;
         }

@@ -103,19 +103,26 @@ fn continues(files: &mut Vec<Scanned>, volume: VolumeId, map: Position) -> bool 
         return empty;
     }
     let mut expected = map.sequence + 1;
-    let mut gap = false;
+    let mut torn = false;
+    let mut before: Option<FileHeader> = None;
     for file in files.iter_mut() {
         file.records.retain(|record| record.sequence > map.sequence);
-        gap |= file.records.first().is_some_and(|record| record.sequence != expected);
-        if !gap {
-            expected += file.records.len() as u64;
-        } else if expected == map.sequence + 1 {
-            // A gap right behind the map means that the map is older than what was shipped.
-            return false;
-        } else {
-            // Behind a torn record there is only what was never flushed.
+        if !torn && file.header.first > expected {
+            // Behind a torn record there is only what was never flushed. The record was torn if some before it were found, or
+            // if the file that held it is here. Otherwise the map may be older than what was shipped from here.
+            let next_to = before.is_some_and(|before| {
+                before.number + 1 == file.header.number && before.first <= expected
+            });
+            torn = next_to || expected > map.sequence + 1;
+            if !torn {
+                return false;
+            }
+        }
+        if torn {
             file.records.clear();
         }
+        expected += file.records.len() as u64;
+        before = Some(file.header);
     }
     true
 }

@@ -135,11 +135,22 @@ fn changed_regions(
 
 fn insert(transaction: &Transaction<'_>, new: &NewRow<'_>) -> Result<String, Error> {
     let id = if new.auto {
-        free_auto_id(transaction, new.created)?
+        next_auto_id(transaction, new.created)?
     } else {
         next_manual_id(transaction)?
     };
     let source = base(transaction)?;
+    let exists: bool = transaction
+        .query_row("SELECT EXISTS (SELECT 1 FROM layer WHERE id = ?1)", [new.layer.0], |row| {
+            row.get(0)
+        })
+        .attempt("look for the layer of a checkpoint")?;
+    if !exists {
+        return Err(Error::new(
+            ErrorKind::Internal,
+            format!("layer {} was merged before its checkpoint", new.layer.0),
+        ));
+    }
     let created = new.created.as_microsecond();
     transaction
         .execute(
@@ -161,16 +172,23 @@ fn next_manual_id(transaction: &Transaction<'_>) -> Result<String, Error> {
     Ok(format!("v{number}"))
 }
 
-/// `auto-20261125T084500Z`, with a number behind it from the second of a second on.
-fn free_auto_id(transaction: &Transaction<'_>, created: Timestamp) -> Result<String, Error> {
-    let time = created.strftime("auto-%Y%m%dT%H%M%SZ").to_string();
-    let mut id = time.clone();
-    let mut number = 1;
-    while layer_of_optional(transaction, &id)?.is_some() {
-        number += 1;
-        id = format!("{time}-{number}");
-    }
-    Ok(id)
+/// `auto-20261125T084500Z`, with a number behind it from the second of a second on. A clock that goes back only makes the
+/// numbers go on.
+fn next_auto_id(transaction: &Transaction<'_>, created: Timestamp) -> Result<String, Error> {
+    let (second, count): (i64, u32) = transaction
+        .query_row(
+            "UPDATE volume SET auto_count = CASE WHEN auto_second >= ?1 THEN auto_count + 1 ELSE 1 END,
+                               auto_second = max(auto_second, ?1)
+             RETURNING auto_second, auto_count",
+            [created.as_second()],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
+        .attempt("name an automatic checkpoint")?;
+    let time = Timestamp::from_second(second)
+        .unwrap_or(created)
+        .strftime("auto-%Y%m%dT%H%M%SZ")
+        .to_string();
+    Ok(if count == 1 { time } else { format!("{time}-{count}") })
 }
 
 fn base(connection: &Connection) -> Result<Option<String>, Error> {

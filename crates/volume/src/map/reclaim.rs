@@ -11,7 +11,7 @@ use crate::{
     segment::SegmentName,
     sync::lock,
 };
-use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
+use rusqlite::{Connection, Transaction, params};
 
 /// The most rows of a layer that are moved in one transaction.
 const MERGE_ROWS_MAX: usize = 256;
@@ -42,7 +42,7 @@ impl Map {
     pub(crate) fn merge_some(&self, cursor: &mut MergeCursor) -> Result<bool, Error> {
         let mut connection = lock(&self.write);
         let transaction = connection.transaction().attempt("begin a transaction")?;
-        let Some((layer, child)) = mergeable(&transaction)? else { return Ok(false) };
+        let Some((layer, child)) = mergeable(&transaction, &self.held())? else { return Ok(false) };
         let from = cursor.0.filter(|(of, _)| *of == layer).map_or(0, |(_, key)| key);
         let rows = rows_of(&transaction, layer, from)?;
         let done = rows.len() < MERGE_ROWS_MAX;
@@ -69,6 +69,13 @@ impl Map {
             reader.stack.retain(|in_stack| *in_stack != layer);
         }
         Ok(true)
+    }
+
+    /// Frozen layers whose cut someone holds.
+    fn held(&self) -> Vec<LayerId> {
+        let mut cuts = lock(&self.cuts);
+        cuts.retain(|(_, slot)| slot.strong_count() > 0);
+        cuts.iter().map(|(layer, _)| *layer).collect()
     }
 
     /// Segments of this volume that have been garbage since before the time, in milliseconds, at most so many. Those of
@@ -174,18 +181,25 @@ impl Map {
 }
 
 /// A layer that can be merged, and the child that takes its rows.
-fn mergeable(transaction: &Transaction<'_>) -> Result<Option<(LayerId, Option<LayerId>)>, Error> {
+fn mergeable(
+    transaction: &Transaction<'_>,
+    held: &[LayerId],
+) -> Result<Option<(LayerId, Option<LayerId>)>, Error> {
     let head = head(transaction)?;
-    transaction
-        .query_row(
+    let mut select = transaction
+        .prepare_cached(
             "SELECT layer.id, min(child.id) FROM layer LEFT JOIN layer AS child ON child.parent = layer.id
              WHERE layer.id != ?1 AND layer.id NOT IN (SELECT layer FROM checkpoint)
-             GROUP BY layer.id HAVING count(child.id) <= 1 ORDER BY layer.id LIMIT 1",
-            [head.0],
-            |row| Ok((LayerId(row.get(0)?), row.get::<_, Option<u32>>(1)?.map(LayerId))),
+             GROUP BY layer.id HAVING count(child.id) <= 1 ORDER BY layer.id",
         )
-        .optional()
-        .attempt("look for a layer to merge")
+        .attempt("look for a layer to merge")?;
+    let found = select
+        .query_map([head.0], |row| {
+            Ok((LayerId(row.get(0)?), row.get::<_, Option<u32>>(1)?.map(LayerId)))
+        })
+        .and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>)
+        .attempt("look for a layer to merge")?;
+    Ok(found.into_iter().find(|(layer, _)| !held.contains(layer)))
 }
 
 fn rows_of(

@@ -25,7 +25,9 @@ const TABLES: &str = "
         segment_next INTEGER NOT NULL,
         head INTEGER NOT NULL,
         base TEXT,
-        checkpoint_next INTEGER NOT NULL
+        checkpoint_next INTEGER NOT NULL,
+        auto_second INTEGER NOT NULL,
+        auto_count INTEGER NOT NULL
     ) STRICT;
     CREATE TABLE layer (id INTEGER PRIMARY KEY AUTOINCREMENT, parent INTEGER) STRICT;
     CREATE TABLE checkpoint (
@@ -109,7 +111,7 @@ fn create(connection: &mut Connection, volume: VolumeId) -> Result<(), Error> {
         .attempt("create the first layer")?;
     transaction
         .execute(
-            "INSERT INTO volume VALUES (1, ?1, ?2, 0, 0, 1, 1, NULL, 1)",
+            "INSERT INTO volume VALUES (1, ?1, ?2, 0, 0, 1, 1, NULL, 1, 0, 0)",
             params![FORMAT, volume.0.as_bytes()],
         )
         .attempt("name the map")?;
