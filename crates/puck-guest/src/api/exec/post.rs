@@ -1,7 +1,8 @@
 //! `POST exec`: a command whose output is the body of the answer, one HTTP chunk per frame.
 //!
-//! A client takes each chunk that it reads for one frame, so frames are small, each is flushed by itself, and a pause comes
-//! before the exit frame, which some clients look for in the last two bytes.
+//! Clients take each piece that they read for one frame, and what arrives at once they read at once; so no two chunks may
+//! arrive together, and none may be larger than what is read at once. Hence frames are small, and a pause follows each of
+//! them, during which small pieces of output become one frame. This is the slow way; the fast one is the WebSocket.
 
 use super::{admit, start};
 use crate::api::{
@@ -22,10 +23,13 @@ use axum::{
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::Instant};
 
-/// The pause before the exit frame.
-const EXIT_PAUSE: Duration = Duration::from_millis(5);
+/// The time from one frame to the next, in which a client reads the first.
+const FRAME_PAUSE: Duration = Duration::from_millis(5);
+
+/// The time from the first frame to the second, in which a client also takes in the answer's head.
+const FIRST_PAUSE: Duration = Duration::from_millis(25);
 
 /// Parameters that make no sense without a socket.
 const SOCKET_ONLY: [&str; 4] = ["cc", "detachable", "id", "tty"];
@@ -52,7 +56,7 @@ pub(super) async fn exec(
     let output = Output {
         attached,
         batch: VecDeque::new(),
-        is_first: true,
+        due: None,
         is_over: false,
         _typing: input.map(|input| AbortOnDrop(tokio::spawn(type_body(body, input)))),
     };
@@ -91,7 +95,8 @@ impl Drop for AbortOnDrop {
 struct Output {
     attached: Attached,
     batch: VecDeque<Bytes>,
-    is_first: bool,
+    /// When the next frame may go out; `None` before the first.
+    due: Option<Instant>,
     is_over: bool,
     _typing: Option<AbortOnDrop>,
 }
@@ -101,15 +106,24 @@ impl Output {
         if self.is_over {
             return None;
         }
-        // Returning to the server between frames makes it flush, so that no two frames share a write.
-        if !self.is_first {
-            tokio::task::yield_now().await;
-        }
-        self.is_first = false;
-        let frame = match self.batch.pop_front() {
+        let mut frame = match self.batch.pop_front() {
             Some(frame) => frame,
             None => self.read().await,
         };
+        while let Some(next) = self.batch.front().filter(|next| is_continued(&frame, next)) {
+            frame = [&frame[..], &next[1..]].concat().into();
+            self.batch.pop_front();
+        }
+        // Giving way to the server makes it flush what it has, even if no pause is due.
+        tokio::task::yield_now().await;
+        let pause = match self.due {
+            Some(due) => {
+                tokio::time::sleep_until(due).await;
+                FRAME_PAUSE
+            }
+            None => FIRST_PAUSE,
+        };
+        self.due = Some(Instant::now() + pause);
         Some((Ok(frame), self))
     }
 
@@ -122,9 +136,13 @@ impl Output {
             }
             Step::End(code) => {
                 self.is_over = true;
-                tokio::time::sleep(EXIT_PAUSE).await;
                 Frame::Exit(code).encode().into()
             }
         }
     }
+}
+
+/// Whether the next frame is of the same stream and has room in this one.
+fn is_continued(frame: &[u8], next: &[u8]) -> bool {
+    frame.first() == next.first() && frame.len() + next.len() <= HTTP_FRAME_PAYLOAD_MAX
 }
