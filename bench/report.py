@@ -30,17 +30,18 @@ class Promise:
 
 def promises(results: dict) -> list[Promise]:
     """Every promise that this benchmark measures."""
+    large = f"{results.get('large', {}).get('bytes', 10**10) / 1e9:.3g} GB"
     rows = [
         latency(results, "create to first output, warm pool, p50", ("create", "p50_ms"), 40),
         latency(results, "create to first output, warm pool, p99", ("create", "p99_ms"), 150),
         at_once(results.get("create_at_once", {})),
         latency(results, "exec of `true` through the API, p50", ("exec", "p50_ms"), 5),
         latency(results, "checkpoint with 10 MB, p50", ("small", "checkpoint", "p50_ms"), 50),
-        latency(results, "checkpoint with 10 GB, p50", ("large", "checkpoint", "p50_ms"), 50),
+        latency(results, f"checkpoint with {large}, p50", ("large", "checkpoint", "p50_ms"), 50),
         latency(results, "restore with 10 MB, p50", ("small", "restore", "p50_ms"), 300),
-        latency(results, "restore with 10 GB, p50", ("large", "restore", "p50_ms"), 300),
+        latency(results, f"restore with {large}, p50", ("large", "restore", "p50_ms"), 300),
         latency(results, "wake from cold with 10 MB, p50", ("wake_small", "p50_ms"), 400),
-        latency(results, "wake from cold with 10 GB, p50", ("wake_large", "p50_ms"), 400),
+        latency(results, f"wake from cold with {large}, p50", ("wake_large", "p50_ms"), 400),
     ]
     disks = results.get("disks", {})
     ratios = [disks[step]["ratio"] for step in TREE if step in disks]
