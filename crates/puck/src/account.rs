@@ -18,13 +18,18 @@ use api::{
 use object_store::{ObjectStore, path::Path as Key};
 use replica::Log;
 use rusqlite::Connection;
-use std::{collections::BTreeMap, io, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io,
+    path::Path,
+    sync::{Arc, Mutex},
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{error, info};
 
 pub(crate) use record::SpriteRecord;
 use tokens::Hash;
@@ -44,7 +49,8 @@ pub(crate) struct Account {
     sprites: watch::Receiver<Arc<Sprites>>,
     tokens: BTreeMap<String, Hash>,
     changes: mpsc::Sender<Change>,
-    writer: JoinHandle<()>,
+    closing: CancellationToken,
+    writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Why an account did not open or a change did not happen. The published state is as before.
@@ -88,6 +94,9 @@ pub(crate) enum AccountError {
         #[source]
         source: Arc<replica::Error>,
     },
+    /// The bucket did not answer in time.
+    #[error("the bucket did not take a change of the account in time")]
+    Silent,
     /// The name belongs to another sprite.
     #[error("a sprite named {0} exists")]
     Taken(SpriteName),
@@ -127,10 +136,13 @@ impl Account {
         let mut writer = Writer::new(db, shipper, publish, fenced);
         writer.ship().await?;
         let (changes, waiting) = mpsc::channel(CHANGES_WAITING_MAX);
+        let closing = CancellationToken::new();
+        let closed = closing.clone();
         let runtime = tokio::runtime::Handle::current();
         // SQLite blocks, so the writer has a thread of its own.
-        let writer = tokio::task::spawn_blocking(move || runtime.block_on(writer.run(waiting)));
-        Ok((Self { org, org_id, sprites: published, tokens, changes, writer }, token))
+        let writer = tokio::task::spawn_blocking(move || runtime.block_on(writer.run(waiting, closed)));
+        let writer = Mutex::new(Some(writer));
+        Ok((Self { org, org_id, sprites: published, tokens, changes, closing, writer }, token))
     }
 
     /// The organization's name.
@@ -198,13 +210,13 @@ impl Account {
     }
 
     /// Lets what was asked for finish, and closes the database.
-    pub(crate) async fn close(self) {
-        drop(self.changes);
-        if let Err(error) = self.writer.await {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "the account's writer failed"
-            );
+    pub(crate) async fn close(&self) {
+        self.closing.cancel();
+        let writer = self.writer.lock().expect("no panic while held").take();
+        if let Some(writer) = writer
+            && let Err(error) = writer.await
+        {
+            error!(error = &error as &dyn std::error::Error, "the account's writer failed");
         }
     }
 

@@ -154,7 +154,8 @@ impl Server {
     ) -> anyhow::Result<()> {
         let address = listener.local_addr().context("read the address")?;
         let account = Arc::new(account);
-        let recorder = tokio::spawn(record(account.clone(), transitions));
+        let asleep = CancellationToken::new();
+        let recorder = tokio::spawn(record(account.clone(), transitions, asleep.clone()));
         let idle_timeout = self.settings.idle_timeout;
         let orchestrator = Arc::new(Orchestrator::new(
             account.clone(),
@@ -176,15 +177,12 @@ impl Server {
         orchestrator::serve(listener, router, self.stop.clone()).await;
         watch.abort();
         info!("stopping: every sprite goes to sleep");
-        match orchestrator.finish().await {
-            Some(worker) => worker.close().await.context("clean this host")?,
-            None => error!("something of the server still runs; the next start cleans up"),
-        }
+orchestrator.finish().await;
+        let cleaned = orchestrator.worker().close().await;
+        asleep.cancel();
         recorder.await.context("record the last changes")?;
-        if let Some(account) = Arc::into_inner(account) {
-            account.close().await;
-        }
-        Ok(())
+        account.close().await;
+        cleaned.context("clean this host")?;        Ok(())
     }
 }
 
@@ -198,9 +196,17 @@ fn announce(address: SocketAddr, token: &Token) {
     }
 }
 
-/// Keeps the dates of the sprites.
-async fn record(account: Arc<Account>, mut transitions: mpsc::Receiver<Transition>) {
-    while let Some(Transition { sprite, status, at }) = transitions.recv().await {
+/// Keeps the dates of the sprites, up to the last one that is told until `asleep`.
+async fn record(account: Arc<Account>, mut transitions: mpsc::Receiver<Transition>, asleep: CancellationToken) {
+    loop {
+        let transition = tokio::select! {
+            () = asleep.cancelled(), if !transitions.is_closed() => {
+                transitions.close();
+                continue;
+            }
+            transition = transitions.recv() => transition,
+        };
+        let Some(Transition { sprite, status, at }) = transition else { return };
         let sprites = account.sprites();
         let Some(record) = sprites.values().find(|record| record.id == sprite) else { continue };
         let change = move |record: &mut crate::account::SpriteRecord| match status {

@@ -107,3 +107,15 @@ fn log_to_stderr(filter: &str) -> anyhow::Result<()> {
         .init();
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Arguments;
+    use clap::{CommandFactory, Parser};
+
+    #[test]
+    fn client_and_server_share_one_command_line() {
+        Arguments::command().debug_assert();
+        assert!(Arguments::try_parse_from(["puck", "dev", "--data", "x", "--org", "a"]).is_ok());
+    }
+}

@@ -98,11 +98,10 @@ impl Orchestrator {
         self.tasks.spawn(work);
     }
 
-    /// Waits for what goes on without its caller, and gives the worker back.
-    pub(crate) async fn finish(self: Arc<Self>) -> Option<Worker> {
+    /// Waits for what goes on without its caller.
+    pub(crate) async fn finish(&self) {
         self.tasks.close();
         self.tasks.wait().await;
-        Arc::into_inner(self).map(|orchestrator| orchestrator.worker)
     }
 
     /// What a machine is told about its sprite.

@@ -49,7 +49,7 @@ pub(crate) struct DevArgs {
     take_over: bool,
     /// The organization that the token is for
     #[arg(long, value_name = "NAME", default_value = "local", value_parser = organization)]
-    org: OrgName,
+    organization: OrgName,
     /// The most MiB of memory of each sprite
     #[arg(long, value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
     memory: u64,
@@ -123,7 +123,7 @@ impl DevArgs {
             idle_timeout: self.idle_timeout,
             pool: self.pool,
             take_over: self.take_over,
-            org: self.org,
+            org: self.organization,
             limits: Limits { memory_bytes: self.memory << 20, pids: self.processes },
             cache_bytes_max: self.cache << 20,
             dns,

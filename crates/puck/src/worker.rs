@@ -295,7 +295,7 @@ impl Worker {
 
     /// Puts every sprite to sleep, destroys the pool and leaves the host as it was. [`is_settled`] then says whether the
     /// bucket has all of every sprite.
-    pub(crate) async fn close(self) -> Result<(), runtime::Error> {
+    pub(crate) async fn close(&self) -> Result<(), runtime::Error> {
         self.stop.cancel();
         let sprites = std::mem::take(&mut *self.sprites.lock().expect("no panic while held"));
         let mut sleeping = JoinSet::new();
@@ -312,11 +312,7 @@ impl Worker {
                 "some sprites did not go to sleep in time; their last writes are only on this disk"
             );
         }
-        match Arc::into_inner(self.site) {
-            Some(site) => site.host.shutdown().await?,
-            None => error!("something of the worker still runs; the next start cleans up"),
-        }
-        Ok(())
+        self.site.host.shutdown().await
     }
 
     fn sprite(&self, id: SpriteId, disk: &Disk) -> Sprite {

@@ -2,14 +2,9 @@
 
 use super::{AccountError, SpriteRecord, Sprites, database, tables};
 use api::{name::SpriteName, sprite::SpriteId};
-use base::backoff::Backoff;
 use replica::Shipper;
 use rusqlite::Connection;
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -17,11 +12,8 @@ use tracing::{error, warn};
 /// How many changes are shipped together at most.
 const BATCH_MAX: usize = 64;
 
-/// The waits between tries to ship, and after which time no new try begins. Clients give up after 30 s.
-const SHIP_WAIT_FIRST: Duration = Duration::from_millis(100);
-const SHIP_WAIT_MOST: Duration = Duration::from_secs(1);
-const SHIP_TRIES: u32 = 4;
-const SHIP_TIME: Duration = Duration::from_secs(8);
+/// How long the bucket may take to have a change, retries included. Clients give up after 30 s.
+const SHIP_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(super) type Reply = Result<Arc<SpriteRecord>, AccountError>;
 
@@ -57,10 +49,20 @@ impl Writer {
         Self { db, shipper, published, fenced, dirty: BTreeSet::new() }
     }
 
-    /// Works until nobody can ask any more.
-    pub(super) async fn run(mut self, mut waiting: mpsc::Receiver<Change>) {
+    /// Works until it is closed and what was asked for by then is done.
+    pub(super) async fn run(mut self, mut waiting: mpsc::Receiver<Change>, closed: CancellationToken) {
         let mut batch = Vec::new();
-        while waiting.recv_many(&mut batch, BATCH_MAX).await > 0 {
+        loop {
+            let count = tokio::select! {
+                () = closed.cancelled(), if !waiting.is_closed() => {
+                    waiting.close();
+                    continue;
+                }
+                count = waiting.recv_many(&mut batch, BATCH_MAX) => count,
+            };
+            if count == 0 {
+                break;
+            }
             self.change(batch.drain(..)).await;
         }
         if !self.dirty.is_empty()
@@ -73,23 +75,17 @@ impl Writer {
         }
     }
 
-    /// Puts what is committed into the bucket, trying again a few times.
+    /// Puts what is committed into the bucket.
     pub(super) async fn ship(&mut self) -> Result<(), AccountError> {
-        let begin = Instant::now();
-        let mut waits = Backoff::new(SHIP_WAIT_FIRST, SHIP_WAIT_MOST, SHIP_TRIES);
-        loop {
-            let failure = match self.shipper.ship().await {
-                Ok(_) => return Ok(()),
-                Err(replica::Error::Fenced { .. }) => {
-                    self.fenced.cancel();
-                    return Err(AccountError::Fenced);
-                }
-                Err(failure) => AccountError::Log { action: "ship", source: Arc::new(failure) },
-            };
-            match waits.next() {
-                Some(wait) if begin.elapsed() < SHIP_TIME => tokio::time::sleep(wait).await,
-                _ => return Err(failure),
+        // A dropped ship harms nothing: the next one first finds out what became of the file that was on its way.
+        match tokio::time::timeout(SHIP_TIMEOUT, self.shipper.ship()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(replica::Error::Fenced { .. })) => {
+                self.fenced.cancel();
+                Err(AccountError::Fenced)
             }
+            Ok(Err(failure)) => Err(AccountError::Log { action: "ship", source: Arc::new(failure) }),
+            Err(_) => Err(AccountError::Silent),
         }
     }
 

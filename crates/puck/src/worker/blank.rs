@@ -127,7 +127,7 @@ async fn make(
     let volume = Volume::open(settings, store.clone(), Box::new(LogShip(shipper)))
         .await
         .map_err(failed("open"))?;
-    volume::blank::create(&volume).await.map_err(failed("format"))?;
+    volume::blank::create(&volume, &directory.join("blank.img")).await.map_err(failed("format"))?;
     volume.close().await.map_err(failed("close"))
 }
 

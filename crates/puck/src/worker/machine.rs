@@ -131,7 +131,8 @@ impl Machine {
             .map_err(BootError::Local)?;
         let boot = Boot {
             volume: disk.volume.to_string(),
-            fork_of: disk.ancestors.first().map(ToString::to_string),
+            // Only a new disk is forked: for a sprite's, a log that is missing is an error and never a fresh disk.
+            fork_of: if identity.is_none() { disk.ancestors.first().map(ToString::to_string) } else { None },
             epoch: site.epoch,
             image: disk.image.clone(),
             cache_bytes_max: site.cache_bytes_max,
