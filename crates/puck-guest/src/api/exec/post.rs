@@ -106,14 +106,11 @@ impl Output {
         if self.is_over {
             return None;
         }
-        let mut frame = match self.batch.pop_front() {
+        let first = match self.batch.pop_front() {
             Some(frame) => frame,
             None => self.read().await,
         };
-        while let Some(next) = self.batch.front().filter(|next| is_continued(&frame, next)) {
-            frame = [&frame[..], &next[1..]].concat().into();
-            self.batch.pop_front();
-        }
+        let frame = self.join(first);
         // Giving way to the server makes it flush what it has, even if no pause is due.
         tokio::task::yield_now().await;
         let pause = match self.due {
@@ -125,6 +122,21 @@ impl Output {
         };
         self.due = Some(Instant::now() + pause);
         Some((Ok(frame), self))
+    }
+
+    /// Appends to a frame what follows of the same stream, as far as there is room.
+    fn join(&mut self, frame: Bytes) -> Bytes {
+        let continues = |frame: &[u8], next: &Bytes| {
+            frame.first() == next.first() && frame.len() + next.len() <= HTTP_FRAME_PAYLOAD_MAX
+        };
+        if !self.batch.front().is_some_and(|next| continues(&frame, next)) {
+            return frame;
+        }
+        let mut joined = frame.to_vec();
+        while let Some(next) = self.batch.pop_front_if(|next| continues(&joined, next)) {
+            joined.extend_from_slice(&next[1..]);
+        }
+        joined.into()
     }
 
     async fn read(&mut self) -> Bytes {
@@ -140,9 +152,4 @@ impl Output {
             }
         }
     }
-}
-
-/// Whether the next frame is of the same stream and has room in this one.
-fn is_continued(frame: &[u8], next: &[u8]) -> bool {
-    frame.first() == next.first() && frame.len() + next.len() <= HTTP_FRAME_PAYLOAD_MAX
 }

@@ -32,13 +32,13 @@ async fn commands_run_one_after_another() {
     let mut socket = bench.socket("control").await;
     start(
         &mut socket,
-        json!({ "cmd": ["sh", "-c", "echo $A; pwd"], "env": ["A=1"], "dir": "/tmp" }),
+        json!({ "cmd": ["sh", "-c", "echo $A $PWD"], "env": ["A=1"], "dir": "/tmp" }),
     )
     .await;
     socket.eof().await;
     socket.session_info().await;
     let (frames, end) = operation(&mut socket).await;
-    assert_eq!(frames.concat(), b"\x011\n/tmp\n\x03\x00".to_vec());
+    assert_eq!(frames.concat(), b"\x011 /tmp\n\x03\x00".to_vec());
     assert_eq!(end, json!({ "type": "op.complete", "args": { "exitCode": 0 } }));
     // A stray end of input between two operations is of no consequence.
     socket.eof().await;
