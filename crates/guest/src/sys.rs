@@ -7,7 +7,7 @@ use rustix::process::Pid;
 use std::{
     ffi::{CStr, CString, c_char},
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -90,10 +90,29 @@ pub(crate) fn mount_setattr(
 
 /// Marks every descriptor from `first` on as close-on-exec.
 pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
-    // SAFETY: takes integers only, and closes nothing now.
-    let result =
-        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
+    // SAFETY: takes integers only. That nobody misses what is closed is the promise of `close_all_but`.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Closes every descriptor from 3 on that is not in `kept`, whoever believes to own it.
+///
+/// # Safety
+/// No owner of a closed descriptor may use or drop it afterwards: the process must go on to exec or [`exit_now`].
+pub(crate) unsafe fn close_all_but(kept: &mut [RawFd]) -> io::Result<()> {
+    kept.sort_unstable();
+    let mut first = 3;
+    for kept in kept.iter().map(|kept| kept.unsigned_abs()).filter(|kept| *kept >= 3) {
+        if first < kept {
+            close_range(first, kept - 1, 0)?;
+        }
+        first = kept + 1;
+    }
+    close_range(first, u32::MAX, 0)
 }
 
 /// Makes `descriptor` also descriptor number `number`, whatever that was, open across an exec.

@@ -7,6 +7,7 @@ use guest::{
 };
 use rustix::{
     mount::{MountPropagationFlags, UnmountFlags},
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketType},
     thread::UnshareFlags,
 };
 use std::{
@@ -14,7 +15,7 @@ use std::{
     future::Future,
     io::Read,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
     },
     path::Path,
@@ -308,4 +309,35 @@ pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut condition: i
     tokio::time::timeout(PATIENCE, wait)
         .await
         .unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"));
+}
+
+/// This process's ends of its sockets to zygotes.
+pub(crate) fn zygote_sockets() -> Vec<OwnedFd> {
+    let mut sockets = Vec::new();
+    for entry in fs::read_dir("/proc/self/fd").unwrap() {
+        let number = entry.unwrap().file_name().into_string().unwrap().parse().unwrap();
+        // SAFETY: only borrowed for two calls, which fail if the descriptor is closed meanwhile.
+        let socket = unsafe { BorrowedFd::borrow_raw(number) };
+        if rustix::net::sockopt::socket_type(socket) == Ok(SocketType::SEQPACKET) {
+            sockets.extend(rustix::io::fcntl_dupfd_cloexec(socket, 3));
+        }
+    }
+    assert!(!sockets.is_empty());
+    sockets
+}
+
+/// Sends a packet of any kind.
+pub(crate) fn send(socket: &OwnedFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
+    }
+    rustix::net::sendmsg(
+        socket,
+        &[std::io::IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )
+    .unwrap();
 }

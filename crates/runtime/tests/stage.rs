@@ -43,11 +43,18 @@ pub(crate) fn enter() {
         Path::new("/bin/busybox").exists(),
         "this test needs /bin/busybox: apt-get install busybox-static"
     );
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    assert!(
+        !maps.contains("/ld-linux"),
+        "this test must be linked statically: see the head of tests/machine.rs"
+    );
     // SAFETY: this process has one thread.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWNET) }.unwrap();
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .unwrap();
     rustix::mount::mount("run", "/run", "tmpfs", MountFlags::empty(), None).unwrap();
+    // A new network namespace takes this over from the host.
+    fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
     for command in [
         "ip netns add outside".to_owned(),
         "ip link set lo up".into(),

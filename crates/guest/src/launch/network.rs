@@ -32,13 +32,12 @@ const MACHINE_LINK: &str = "02:00:0a:00:00:01";
 pub(super) fn connect(network: &Network, machine: Pid) -> io::Result<()> {
     let Network { interface, address } = network;
     let pid = machine.as_raw_nonzero();
+    // Without an address of version 6 the host's end says nothing in it.
     ip(&format!(
-        "link add name {interface} address {HOST_LINK} type veth peer name {INTERFACE} address {MACHINE_LINK} netns {pid}\n"
-    ))?;
-    // Before the interface is up, so that it never speaks.
-    set_if_there(&Path::new("/proc/sys/net/ipv6/conf").join(interface).join("disable_ipv6"), "1")?;
-    ip(&format!(
-        "link set dev {interface} up\n\
+        "link add name {interface} address {HOST_LINK} type veth \
+            peer name {INTERFACE} address {MACHINE_LINK} netns {pid}\n\
+         link set dev {interface} addrgenmode none\n\
+         link set dev {interface} up\n\
          neighbour replace {address} lladdr {MACHINE_LINK} dev {interface} nud permanent\n\
          route add {address}/32 dev {interface}\n"
     ))

@@ -19,7 +19,7 @@ use std::{
     ffi::CString,
     fs, io,
     io::{Read, Write},
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd, OwnedFd},
     path::Path,
 };
 
@@ -83,6 +83,11 @@ fn become_program(
     report: &mut fs::File,
 ) -> Result<Never, SpawnError> {
     let failed = |action| move |error: io::Error| SpawnError::from_errno(action, &error);
+    let kept = descriptors.iter().chain(&master).map(AsRawFd::as_raw_fd);
+    let mut kept: Vec<_> = kept.chain([report.as_raw_fd()]).collect();
+    // The zygote's socket, above all, must be gone before this process lets itself be traced.
+    // SAFETY: this process only execs or exits from here on, and never comes back to what the zygote owns.
+    unsafe { sys::close_all_but(&mut kept) }.map_err(failed("close descriptors"))?;
     sys::reset_signals();
     rustix::process::setsid().map_err(io::Error::from).map_err(failed("make a session"))?;
     let account = Account::find(program.user);
