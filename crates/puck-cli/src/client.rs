@@ -313,6 +313,11 @@ pub(crate) struct Lines<T> {
 }
 
 impl<T: DeserializeOwned> Lines<T> {
+    /// Whether the next item is here already.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.buffer.contains(&b'\n')
+    }
+
     /// The next item; `None` at the end of the answer.
     pub(crate) async fn next(&mut self) -> Result<Option<T>> {
         loop {

@@ -45,6 +45,9 @@ pub(crate) enum ExecError {
     /// The terminal refuses raw mode.
     #[error("switch the terminal to raw mode")]
     Raw(#[source] io::Error),
+    /// This process's signals cannot be listened to.
+    #[error("listen to signals")]
+    Signals(#[source] io::Error),
     /// A session that ended while the client was away.
     #[error("session {id} of {sprite} has ended")]
     SessionEnded { sprite: SpriteName, id: String },
@@ -66,7 +69,6 @@ pub(crate) async fn run(
     plain_request: bool,
 ) -> anyhow::Result<Exit> {
     let mut streams = Streams::of_process();
-    let mut controls = Controls::of_process().map_err(ExecError::Raw)?;
     let mut opened = None;
     if !plain_request {
         match open(client, sprite, None, query).await {
@@ -79,6 +81,8 @@ pub(crate) async fn run(
             Err(error) => return Err(error.into()),
         }
     }
+    // Only from here on a signal is for the command; before, it ends this process as usual.
+    let mut controls = Controls::of_process().map_err(ExecError::Signals)?;
     let outcome = match opened {
         Some(mut socket) => {
             pump::pump(&mut socket, Mode::Frames, &mut streams, &mut controls).await
@@ -105,7 +109,7 @@ pub(crate) async fn attach(client: &Client, sprite: &SpriteName, id: &str) -> an
     if socket.session().is_some_and(|session| session.tty) {
         return converse(client, sprite, socket).await;
     }
-    let mut controls = Controls::of_process().map_err(ExecError::Raw)?;
+    let mut controls = Controls::of_process().map_err(ExecError::Signals)?;
     finish(pump::pump(&mut socket, Mode::Frames, &mut Streams::of_process(), &mut controls).await)
 }
 
@@ -133,7 +137,7 @@ async fn converse(
 ) -> anyhow::Result<Exit> {
     let id = socket.session().map(|session| session.id.clone());
     let mut streams = Streams::of_process();
-    let mut controls = Controls::of_process().map_err(ExecError::Raw)?;
+    let mut controls = Controls::of_process().map_err(ExecError::Signals)?;
     let mut modes = Modes::default();
     let raw = RawMode::enter().map_err(ExecError::Raw)?;
     let is_interactive = raw.is_some();
@@ -142,7 +146,7 @@ async fn converse(
         match (pump::pump(&mut socket, mode, &mut streams, &mut controls).await, &id) {
             (Outcome::Lost(lost), Some(id)) if is_interactive => {
                 client.endpoint().tell(format_args!("connection lost: {lost}\r"));
-                match reconnect(client, sprite, id, &mut streams).await {
+                match reconnect(client, sprite, id, &mut streams, &mut controls).await {
                     Ok(Some(reconnected)) => socket = reconnected,
                     Ok(None) => break Ok(Outcome::Detached),
                     Err(error) => break Err(error),
@@ -175,6 +179,7 @@ async fn reconnect(
     sprite: &SpriteName,
     id: &str,
     streams: &mut Streams,
+    controls: &mut Controls,
 ) -> Result<Option<Socket>, ExecError> {
     output::note(&format!(
         "\r\n[puck] connection lost, reconnecting to session {id} (Ctrl+\\ to leave)\r\n"
@@ -198,6 +203,7 @@ async fn reconnect(
     tokio::select! {
         reconnected = retry => reconnected,
         () = pump::leave_key(&mut streams.stdin) => Ok(None),
+        _ = controls.signal() => Ok(None),
     }
 }
 

@@ -55,7 +55,8 @@ impl List {
         let mut events = client.watch(&self.prefix).await?;
         let mut lines_shown = 0;
         loop {
-            if format == Format::Table {
+            // Of changes that came together only the last is worth a new look.
+            if format == Format::Table && !events.is_ready() {
                 let sprites = client.sprites(&self.prefix).await?;
                 lines_shown = redraw(&render(format, &sprites, Timestamp::now())?, lines_shown)?;
             }

@@ -52,6 +52,15 @@ impl Controls {
         Self(stream.chain(stream::pending()).boxed())
     }
 
+    /// Waits for the next signal and passes over everything before it.
+    pub(crate) async fn signal(&mut self) -> Signal {
+        loop {
+            if let Control::Signal(signal) = self.next().await {
+                return signal;
+            }
+        }
+    }
+
     /// Waits for the next thing. May be given up and called again without losing one.
     pub(crate) async fn next(&mut self) -> Control {
         match self.0.next().await {

@@ -3,7 +3,7 @@
 //! Signals cannot be passed on this way. The server ends the command soon after the connection is gone.
 
 use super::{
-    controls::{Control, Controls},
+    controls::Controls,
     pump::{Lost, Outcome, Streams, write},
 };
 use crate::{
@@ -27,14 +27,27 @@ pub(crate) async fn run(
     streams: &mut Streams,
     controls: &mut Controls,
 ) -> Result<Outcome, TransportError> {
+    tokio::select! {
+        biased;
+        outcome = exchange(endpoint, sprite, query, streams) => outcome,
+        signal = controls.signal() => Ok(Outcome::Interrupted(signal)),
+    }
+}
+
+async fn exchange(
+    endpoint: &Endpoint,
+    sprite: &SpriteName,
+    query: &ExecQuery,
+    streams: &mut Streams,
+) -> Result<Outcome, TransportError> {
     let target = format!("/v1/sprites/{sprite}/exec?{}", query.to_query());
     let (reader, mut writer) = tokio::io::split(connect(endpoint).await?);
     let body = if query.stdin { ("Transfer-Encoding", "chunked") } else { ("Content-Length", "0") };
     let headers = [body, ("Content-Type", "application/octet-stream"), ("Connection", "close")];
     send_head(&mut writer, endpoint, "POST", &target, &headers).await?;
-    let mut answer = Answer::new(reader);
     let Streams { stdin, stdout, stderr } = streams;
     let receive = async {
+        let mut answer = Answer::new(reader);
         let head = answer.head().await?;
         endpoint.tell(format_args!("POST {target} -> {}", head.status));
         match head.status {
@@ -54,7 +67,6 @@ pub(crate) async fn run(
         biased;
         outcome = receive => outcome,
         outcome = send => outcome,
-        signal = signal(controls) => Ok(signal),
     }
 }
 
@@ -92,14 +104,6 @@ async fn send(writer: &mut (impl AsyncWrite + Unpin), stdin: &mut (impl AsyncRea
         chunk.extend_from_slice(b"\r\n");
         if writer.write_all(&chunk).await.and(writer.flush().await).is_err() || length == 0 {
             return;
-        }
-    }
-}
-
-async fn signal(controls: &mut Controls) -> Outcome {
-    loop {
-        if let Control::Signal(signal) = controls.next().await {
-            return Outcome::Interrupted(signal);
         }
     }
 }

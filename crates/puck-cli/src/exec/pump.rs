@@ -347,11 +347,7 @@ impl<S: Sink<Message> + Unpin> Sender<'_, S> {
         let told = async {
             // Where the signal does not get through, leaving ends the command as well.
             drop(self.sink.send(signal_message(signal.name)).await);
-            loop {
-                if let Control::Signal(again) = self.controls.next().await {
-                    return again;
-                }
-            }
+            self.controls.signal().await
         };
         tokio::select! {
             again = told => Outcome::Interrupted(again),
