@@ -90,7 +90,7 @@ impl Header {
     fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         let mut put = |offset: usize, field: &[u8]| {
-            bytes[offset..offset + field.len()].copy_from_slice(field)
+            bytes[offset..offset + field.len()].copy_from_slice(field);
         };
         put(0, MAGIC);
         put(4, &FLAG_NO_CHECKSUM.to_be_bytes());

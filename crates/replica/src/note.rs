@@ -8,15 +8,22 @@
 
 use crate::{Position, local::sidecar};
 use std::{fs, io, path::Path};
+use tracing::warn;
 
 const SUFFIX: &str = "-position";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Remembers the position. Not synchronized to the disk, as it means nothing after a loss of power.
-pub(crate) fn write(db: &Path, position: Position) -> io::Result<()> {
+/// Remembers the position. Not synchronized to the disk, as it means nothing after a loss of power. When it cannot be
+/// written, an older one stays, which decides nothing.
+pub(crate) fn write(db: &Path, position: Position) {
     let new = sidecar(db, "-position.new");
-    fs::write(&new, text(position)?)?;
-    fs::rename(new, sidecar(db, SUFFIX))
+    let written = text(position).and_then(|text| {
+        fs::write(&new, text)?;
+        fs::rename(new, sidecar(db, SUFFIX))
+    });
+    if let Err(error) = written {
+        warn!(db = %db.display(), error = &error as &dyn std::error::Error, "position of the database is not noted");
+    }
 }
 
 /// Forgets, before the database is replaced.

@@ -124,7 +124,7 @@ impl Target {
         let state = self.state.expect("a chain has at least one file");
         self.file.sync_all().map_err(local("synchronize", &self.path))?;
         local::replace(db, &self.path)?;
-        note::write(db, state.0.position).map_err(local("write the note of", db))?;
+        note::write(db, state.0.position);
         Ok(state)
     }
 }

@@ -126,7 +126,7 @@ impl Shipper {
             Created::Taken => return Err(Error::Fenced { txid: pending.position.txid }),
         }
         // From here on to the end there is no await: a dropped call leaves either all of this undone or none of it.
-        lock(&self.source).settle()?;
+        lock(&self.source).settle();
         self.head = pending.position;
         self.since = self.since.and(pending.bytes.len() as u64);
         self.takeover = false;

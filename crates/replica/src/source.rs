@@ -205,9 +205,9 @@ impl Source {
     }
 
     /// The bucket has the pending file.
-    pub(crate) fn settle(&mut self) -> Result<(), Error> {
+    pub(crate) fn settle(&mut self) {
         let pending = self.pending.take().expect("only a pending file is settled");
-        note::write(&self.path, pending.position).map_err(local("write the note of", &self.path))
+        note::write(&self.path, pending.position);
     }
 
     /// Makes a pending file of all commits that have not been shipped. `false`: there is none.

@@ -233,3 +233,17 @@ async fn a_torn_wal_is_restored_when_it_lacks_what_was_shipped() {
     assert_eq!(world.open(&left, 1).await.1, Opened::Restored);
     assert_eq!(count(&left), 11);
 }
+
+#[tokio::test]
+async fn a_note_that_cannot_be_written_fails_nothing() {
+    let world = World::new();
+    let db = world.db("a.db");
+    fs::create_dir(beside(&db, "-position")).expect("something in the way");
+    let (mut shipper, _) = world.open(&db, 1).await;
+    let owner = own(&db);
+    for key in 0..3 {
+        put(&owner, key, 3000);
+        assert_eq!(shipper.ship().await.expect("a ship").txid, key.cast_unsigned() + 1);
+    }
+    world.assert_restores_to(&db).await;
+}
