@@ -90,7 +90,7 @@ pub(crate) fn count(db: &Path) -> i64 {
 pub(crate) fn crash_copy(from: &Path, to: &Path) {
     for suffix in ["", "-wal", "-position"] {
         let (from, to) = (beside(from, suffix), beside(to, suffix));
-        if from.exists() {
+        if from.is_file() {
             fs::copy(from, to).expect("a copy");
         } else if to.exists() {
             fs::remove_file(to).expect("an old copy");
