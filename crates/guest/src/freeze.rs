@@ -4,13 +4,13 @@
 //! agent hands a descriptor of the mount to its keeper, a process outside of the machine ([`crate::launch`]), before it
 //! freezes. The keeper thaws when the agent dies or when [`FREEZE_LIMIT`] has passed, and lets go of the descriptor when
 //! the agent says that it has thawed, since the mount could not be unmounted while it is held.
+//!
+//! An agent that freezes without this is covered for its death only: the keeper then looks for the volume at its usual place.
 
 use crate::{sys, wire};
-use rustix::fs::Mode;
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::Path,
+    os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
 
@@ -32,9 +32,6 @@ pub enum Error {
     /// There is no keeper.
     #[error("descriptor {KEEPER_FD} is not the keeper's socket")]
     NoKeeper(#[source] io::Error),
-    /// The mount could not be opened.
-    #[error("open of the mount failed")]
-    Open(#[source] io::Error),
     /// The keeper did not answer.
     #[error("the keeper did not take or release the mount")]
     Keeper(#[source] io::Error),
@@ -71,22 +68,17 @@ impl Freezer {
         Ok(Self { keeper })
     }
 
-    /// Freezes the filesystem mounted at `mount`, for [`FREEZE_LIMIT`] at most. Blocks while the kernel writes out what is
-    /// dirty: call `syncfs` before, and not from an async task's thread.
+    /// Freezes the filesystem that `mount` is a directory of, for [`FREEZE_LIMIT`] at most. Blocks while the kernel writes out
+    /// what is dirty: call `syncfs` before, and not from an async task's thread.
     ///
     /// # Errors
     /// The filesystem is not frozen then.
-    pub fn freeze(&mut self, mount: &Path) -> Result<Frozen<'_>, Error> {
-        use rustix::fs::OFlags;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let mount = rustix::fs::open(mount, flags, Mode::empty())
-            .map_err(|source| Error::Open(source.into()))?;
-        wire::send_bytes(self.keeper, HOLD, &[mount.as_fd()]).map_err(Error::Keeper)?;
-        let frozen = sys::freeze(mount.as_fd(), true).map_err(Error::Freeze);
-        match frozen {
+    pub fn freeze<'a>(&'a mut self, mount: &'a impl AsFd) -> Result<Frozen<'a>, Error> {
+        let mount = mount.as_fd();
+        wire::send_bytes(self.keeper, HOLD, &[mount]).map_err(Error::Keeper)?;
+        match sys::freeze(mount, true).map_err(Error::Freeze) {
             Ok(()) => Ok(Frozen { freezer: self, mount: Some(mount) }),
             Err(error) => {
-                drop(mount);
                 self.release()?;
                 Err(error)
             }
@@ -109,11 +101,11 @@ impl Freezer {
 #[derive(Debug)]
 pub struct Frozen<'a> {
     freezer: &'a mut Freezer,
-    mount: Option<OwnedFd>,
+    mount: Option<BorrowedFd<'a>>,
 }
 
 impl Frozen<'_> {
-    /// Thaws. Neither this process nor the keeper holds the mount afterwards.
+    /// Thaws. The keeper does not hold the mount any more afterwards.
     ///
     /// # Errors
     /// [`Error::Late`] when the keeper thawed first.
@@ -123,8 +115,7 @@ impl Frozen<'_> {
 
     fn end(&mut self) -> Result<(), Error> {
         let Some(mount) = self.mount.take() else { return Ok(()) };
-        let thawed = sys::freeze(mount.as_fd(), false).map_err(Error::Late);
-        drop(mount);
+        let thawed = sys::freeze(mount, false).map_err(Error::Late);
         self.freezer.release()?;
         thawed
     }

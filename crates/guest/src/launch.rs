@@ -101,6 +101,9 @@ const SPEC_BYTES_MAX: u64 = 1 << 20;
 /// The control group of the agent, in the machine's.
 const AGENT_CGROUP: &str = "agent";
 
+/// Where the agent mounts its volume in the machine.
+pub const VOLUME: &str = "/volume";
+
 /// Where the agent's executable is in the machine.
 const AGENT_PATH: &str = "/puck-guest";
 

@@ -153,3 +153,66 @@ fn read_memory<T: DeserializeOwned>(memory: OwnedFd) -> io::Result<T> {
     memory.take(MESSAGE_BYTES_MAX).read_to_end(&mut json)?;
     Ok(serde_json::from_slice(&json)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{INLINE_BYTES_MAX, MESSAGE_BYTES_MAX, Packet, receive, send_bytes};
+    use rustix::net::{AddressFamily, SocketFlags, SocketType};
+    use std::{
+        io::ErrorKind,
+        os::fd::{AsFd, OwnedFd},
+    };
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn messages_of_every_size_arrive_with_their_descriptors() {
+        let (left, right) = pair();
+        for size in [0, 1, INLINE_BYTES_MAX - 2, INLINE_BYTES_MAX - 1, 300_000, 3_000_000] {
+            let text = "x".repeat(size);
+            Packet::new(&text).unwrap().send(left.as_fd(), &[left.as_fd(), right.as_fd()]).unwrap();
+            let received = receive::<String>(right.as_fd()).unwrap().unwrap();
+            assert_eq!(received.message.unwrap(), text);
+            assert_eq!(received.descriptors.len(), 2);
+        }
+        drop(left);
+        assert!(receive::<String>(right.as_fd()).unwrap().is_none(), "the end");
+    }
+
+    #[test]
+    fn a_bad_message_is_an_error_of_that_message() {
+        let (left, right) = pair();
+        let huge = rustix::fs::memfd_create("huge", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&huge, MESSAGE_BYTES_MAX + 1).unwrap();
+        let (pipe, _write) = rustix::pipe::pipe().unwrap();
+        for (bytes, descriptors) in [
+            (b"{".as_slice(), vec![]),
+            (b"7", vec![]),
+            (b"\xff\xfe", vec![]),
+            (b"@", vec![]),
+            (b"@", vec![huge.as_fd()]),
+            (b"@", vec![pipe.as_fd()]),
+        ] {
+            send_bytes(left.as_fd(), bytes, &descriptors).unwrap();
+            assert!(
+                receive::<String>(right.as_fd()).unwrap().unwrap().message.is_err(),
+                "{bytes:?}"
+            );
+        }
+        send_bytes(left.as_fd(), &[b' '; 2 * INLINE_BYTES_MAX], &[]).unwrap();
+        assert_eq!(receive::<String>(right.as_fd()).unwrap_err().kind(), ErrorKind::InvalidData);
+        Packet::new(&"still works").unwrap().send(left.as_fd(), &[]).unwrap();
+        assert_eq!(
+            receive::<String>(right.as_fd()).unwrap().unwrap().message.unwrap(),
+            "still works"
+        );
+    }
+}

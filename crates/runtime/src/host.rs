@@ -11,7 +11,10 @@ use crate::{
     range::Range,
     slots::Slots,
 };
-use guest::cgroup::{self, Cgroup};
+use guest::{
+    cgroup::{self, Cgroup},
+    protocol::{AGENT_SOCKET, GATEWAY_SOCKET},
+};
 use std::{
     collections::HashMap,
     io,
@@ -34,6 +37,9 @@ pub struct HostSettings {
 
 /// The longest [`HostSettings::instance`]: an interface's name has 15 bytes, with the prefix `pk`, a hyphen and a slot.
 pub const INSTANCE_BYTES_MAX: usize = 8;
+
+/// The longest path of a Unix socket, without the byte that ends it.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// The longest name of a machine.
 const NAME_BYTES_MAX: usize = 32;
@@ -134,7 +140,16 @@ impl Host {
     /// # Errors
     /// When the name is not usable or the directory cannot be made.
     pub fn channel(&self, name: &str) -> Result<PathBuf, Error> {
-        private_directory(&self.directory(name)?.join("channel"))
+        let channel = self.directory(name)?.join("channel");
+        let length = channel.as_os_str().len() + 1 + GATEWAY_SOCKET.len().max(AGENT_SOCKET.len());
+        if length > SOCKET_PATH_BYTES_MAX {
+            let reason = format!(
+                "the path of a socket in {} would have {length} bytes; Linux takes {SOCKET_PATH_BYTES_MAX}",
+                channel.display()
+            );
+            return Err(Error::Settings { what: "the data directory", reason });
+        }
+        private_directory(&channel)
     }
 
     fn directory(&self, name: &str) -> Result<PathBuf, Error> {

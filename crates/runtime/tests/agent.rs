@@ -4,6 +4,7 @@ use guest::{
     cgroup::{MOUNT, Trees},
     container::{Command, Container, ContainerSpec, ProcessIo, RUN, Stdio, User},
     freeze::Freezer,
+    launch::VOLUME,
     protocol::{AGENT_SOCKET, BASE, BOOT_FILE, Boot, CHANNEL, DATA},
 };
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,7 @@ pub(crate) enum Verb {
     Exit { status: i32 },
     Abort,
     FreezeAndAbort,
+    FreezeWithoutAWordAndAbort,
     FreezeAndWrite,
     FreezeAndThaw,
 }
@@ -146,8 +148,16 @@ async fn answer(container: &Container, freezer: &mut Freezer, verb: Verb) -> Ans
         Verb::Read { path } => Answer::Text(fs::read_to_string(path).unwrap()),
         Verb::Exists { path } => Answer::Yes(Path::new(&path).exists()),
         Verb::Exit { .. } | Verb::Abort => std::process::abort(),
+        Verb::FreezeWithoutAWordAndAbort => {
+            rustix::mount::mount_bind(DATA, VOLUME).unwrap();
+            // SAFETY: FIFREEZE touches no memory of ours.
+            unsafe { rustix::ioctl::ioctl(data(), rustix::ioctl::NoArg::<FIFREEZE>::new()) }
+                .unwrap();
+            std::process::abort()
+        }
         Verb::FreezeAndAbort => {
-            let _frozen = freezer.freeze(Path::new(DATA)).unwrap();
+            let data = data();
+            let _frozen = freezer.freeze(&data).unwrap();
             // Time for a process of the container to run into the frozen filesystem.
             let _ = rustix::thread::nanosleep(&rustix::thread::Timespec {
                 tv_sec: 0,
@@ -156,17 +166,24 @@ async fn answer(container: &Container, freezer: &mut Freezer, verb: Verb) -> Ans
             std::process::abort()
         }
         Verb::FreezeAndWrite => {
-            let frozen = freezer.freeze(Path::new(DATA)).unwrap();
+            let data = data();
+            let frozen = freezer.freeze(&data).unwrap();
             // Returns when the keeper thaws.
             fs::write(Path::new(DATA).join("file"), "text").unwrap();
             Answer::Text(frozen.thaw().unwrap_err().to_string())
         }
         Verb::FreezeAndThaw => {
-            freezer.freeze(Path::new(DATA)).unwrap().thaw().unwrap();
+            freezer.freeze(&data()).unwrap().thaw().unwrap();
             fs::write(Path::new(DATA).join("file"), "text").unwrap();
             Answer::Text("thawed in order".into())
         }
     }
+}
+
+const FIFREEZE: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<i32>(b'X', 119);
+
+fn data() -> fs::File {
+    fs::File::open(DATA).unwrap()
 }
 
 async fn run(container: &Container, script: &str) -> String {

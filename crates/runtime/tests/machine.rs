@@ -182,13 +182,15 @@ async fn a_killed_machine_leaves_nothing(stage: &Stage) {
 }
 
 async fn a_frozen_volume_is_thawed_when_the_agent_dies(stage: &Stage) {
-    let (mut machine, mut agent) = stage.boot("frozen").await;
-    // A process that waits for the frozen volume cannot be killed before it is thawed.
-    agent.run("(sleep 0.3; echo late > ~/late) >/dev/null 2>&1 &").await;
-    agent.tell(Verb::FreezeAndAbort).await;
-    assert_eq!(machine.wait().await, ABORTED);
-    std::fs::write(stage.data("frozen").join("after"), "thawed").unwrap();
-    machine.kill().await.unwrap();
+    for verb in [Verb::FreezeAndAbort, Verb::FreezeWithoutAWordAndAbort] {
+        let (mut machine, mut agent) = stage.boot("frozen").await;
+        // A process that waits for the frozen volume cannot be killed before it is thawed.
+        agent.run("(while :; do echo more > ~/file; done) >/dev/null 2>&1 &").await;
+        agent.tell(verb).await;
+        assert_eq!(machine.wait().await, ABORTED);
+        std::fs::write(stage.data("frozen").join("after"), "thawed").unwrap();
+        machine.kill().await.unwrap();
+    }
 }
 
 async fn a_frozen_volume_is_thawed_when_it_takes_too_long(stage: &Stage) {

@@ -2,23 +2,27 @@
 //!
 //! It waits for one of three things. *The agent ends*: everything else in the machine is killed at once, since programs would
 //! go on writing to a dead disk. *The server ends, or drops the machine*: the machine is killed. *The agent freezes its volume*:
-//! the keeper takes a descriptor of the mount, and thaws if the agent dies or takes too long.
+//! the keeper takes a descriptor of the mount, and thaws if the agent dies or takes too long. In case the agent froze without
+//! a word, the keeper also enters the machine's mount namespace at the end and thaws what is mounted at [`VOLUME`].
 //!
 //! Before the kernel reports the agent's end it waits for every process of the machine, and a process that waits for a frozen
 //! filesystem cannot die. The end of the agent's socket comes before that, so that is what the keeper goes by.
 
-use super::{Report, Step, StepError};
+use super::{Report, Step, StepError, VOLUME};
 use crate::{
     cgroup::Cgroup,
     freeze::{FREEZE_LIMIT, HOLD, RELEASE},
-    sys, wire,
+    sys::{self, Fork},
+    wire,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     io::Errno,
     process::{Pid, WaitOptions},
+    thread::LinkNameSpaceType,
 };
 use std::{
+    fs::File,
     io::{self, Write},
     os::fd::{AsFd, OwnedFd},
     time::Instant,
@@ -31,7 +35,10 @@ pub(super) fn keep(
     process: &OwnedFd,
     agent: OwnedFd,
 ) -> Result<Report, StepError> {
-    let mut keeper = Keeper { machine, agent: Some(agent), server: true, held: None };
+    let mounts = format!("/proc/{}/ns/mnt", pid.as_raw_nonzero());
+    let mounts = File::open(mounts).step("open the machine's mount namespace")?;
+    let mut keeper =
+        Keeper { machine, mounts: Some(mounts), agent: Some(agent), server: true, held: None };
     while !keeper.turn(process)? {}
     keeper.kill();
     reap(pid)
@@ -62,6 +69,8 @@ fn reap(pid: Pid) -> Result<Report, StepError> {
 
 struct Keeper<'a> {
     machine: &'a Cgroup,
+    /// The machine's mount namespace, until the machine is killed: it would keep the volume mounted.
+    mounts: Option<File>,
     /// The socket to the agent, until the agent ends.
     agent: Option<OwnedFd>,
     /// Whether the server still holds the other end of standard input.
@@ -140,6 +149,11 @@ impl Keeper<'_> {
         if self.held.is_some() {
             self.thaw("the machine ends");
         }
+        if let Some(mounts) = self.mounts.take()
+            && let Err(error) = thaw_inside(&mounts)
+        {
+            complain(&error);
+        }
     }
 
     fn thaw(&mut self, why: &str) {
@@ -149,6 +163,34 @@ impl Keeper<'_> {
             // It was thawed in order, or the freeze has not happened yet.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             Err(error) => complain(&error),
+        }
+    }
+}
+
+/// Thaws what is mounted at [`VOLUME`] in this mount namespace, if it is frozen. A process of its own does it, since the
+/// keeper has to stay on the host.
+fn thaw_inside(mounts: &File) -> io::Result<()> {
+    // SAFETY: the keeper has one thread.
+    match unsafe { sys::fork() }? {
+        Fork::Child => {
+            let thawed = rustix::thread::move_into_link_name_space(
+                mounts.as_fd(),
+                Some(LinkNameSpaceType::Mount),
+            )
+            .map_err(io::Error::from)
+            .and_then(|()| File::open(VOLUME))
+            .and_then(|volume| sys::freeze(volume.as_fd(), false));
+            if thawed.is_ok() {
+                complain(&io::Error::other(
+                    "thawed a volume that the agent had frozen without a word",
+                ));
+            }
+            // Nearly always it was not frozen.
+            sys::exit_now(0)
+        }
+        Fork::Parent(child) => {
+            rustix::process::waitpid(Some(child), WaitOptions::empty())?;
+            Ok(())
         }
     }
 }

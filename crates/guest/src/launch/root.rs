@@ -1,6 +1,6 @@
 //! The root of a machine: a small memory filesystem with what the agent needs and nothing of the host.
 
-use super::{AGENT_PATH, LaunchSpec, Step, StepError};
+use super::{AGENT_PATH, LaunchSpec, Step, StepError, VOLUME};
 use crate::{
     cgroup::{self, Trees},
     mount::{self, Kind},
@@ -55,7 +55,7 @@ pub(super) fn build(spec: &LaunchSpec, trees: &Trees) -> Result<(), StepError> {
     let boot = serde_json::to_vec(&spec.boot).step("encode the boot file")?;
     fs::write(spec.root.join(BOOT_FILE.trim_start_matches('/')), boot)
         .step("write the boot file")?;
-    for directory in ["tmp", "volume"] {
+    for directory in ["tmp", VOLUME.trim_start_matches('/')] {
         mount::place(root.as_fd(), directory, Kind::Directory).step("make a directory")?;
     }
     make_devices(root.as_fd()).step("make /dev")?;
