@@ -26,7 +26,7 @@ use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration}
 use tokio::{task::JoinHandle, time::Instant};
 
 /// The time from one frame to the next, in which a client reads the first.
-const FRAME_PAUSE: Duration = Duration::from_millis(5);
+const FRAME_PAUSE: Duration = Duration::from_millis(10);
 
 /// The time from the first frame to the second, in which a client also takes in the answer's head.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
