@@ -89,7 +89,7 @@ pub(crate) async fn run(
         }
         None => http::run(client.endpoint(), sprite, query, &mut streams, &mut controls).await?,
     };
-    finish(outcome)
+    finish(outcome, controls.received())
 }
 
 /// Runs a command with a terminal until it ends or the user leaves it.
@@ -110,7 +110,9 @@ pub(crate) async fn attach(client: &Client, sprite: &SpriteName, id: &str) -> an
         return converse(client, sprite, socket).await;
     }
     let mut controls = Controls::of_process().map_err(ExecError::Signals)?;
-    finish(pump::pump(&mut socket, Mode::Frames, &mut Streams::of_process(), &mut controls).await)
+    let mut streams = Streams::of_process();
+    let outcome = pump::pump(&mut socket, Mode::Frames, &mut streams, &mut controls).await;
+    finish(outcome, controls.received())
 }
 
 async fn open(
@@ -169,7 +171,7 @@ async fn converse(
             ));
             Ok(Exit::SUCCESS)
         }
-        (outcome, _) => finish(outcome),
+        (outcome, _) => finish(outcome, controls.received()),
     }
 }
 
@@ -207,12 +209,16 @@ async fn reconnect(
     }
 }
 
-/// The exit code of an outcome, or the error that it is.
-fn finish(outcome: Outcome) -> anyhow::Result<Exit> {
+/// How this process ends after an outcome, or the error that it is.
+fn finish(outcome: Outcome, received: Option<Signal>) -> anyhow::Result<Exit> {
     match outcome {
+        // A shell stops its loop only when the program itself ends by the signal.
+        Outcome::Exited(code) if received.is_some_and(|signal| 128 + signal.number == code) => {
+            Ok(Exit::Signal(code - 128))
+        }
         Outcome::Detached => Ok(Exit::SUCCESS),
-        Outcome::Exited(code) => Ok(Exit(code)),
-        Outcome::Interrupted(Signal { number, .. }) => Ok(Exit(128 + number)),
+        Outcome::Exited(code) => Ok(Exit::Code(code)),
+        Outcome::Interrupted(Signal { number, .. }) => Ok(Exit::Signal(number)),
         Outcome::Lost(lost) => Err(ExecError::Lost(lost).into()),
         Outcome::Unwritten(error) if error.kind() == io::ErrorKind::BrokenPipe => {
             Err(OutputError::Closed.into())

@@ -4,19 +4,37 @@
 //! command line was wrong, `128 + n` when signal `n` ended the client.
 
 use crate::{client::ClientError, transport::TransportError};
+use std::process::ExitCode;
 
 /// The exit code of a process whose standard output was closed: `128 + SIGPIPE`.
 const OUTPUT_CLOSED: u8 = 128 + 13;
 
-/// An exit code.
+/// How the process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Exit(pub(crate) u8);
+pub(crate) enum Exit {
+    /// With this code.
+    Code(u8),
+    /// By the signal that it was sent; a shell shows this as `128 + n`.
+    Signal(u8),
+}
 
 impl Exit {
-    pub(crate) const SUCCESS: Self = Self(0);
-    pub(crate) const FAILURE: Self = Self(1);
-    pub(crate) const USAGE: Self = Self(2);
-    pub(crate) const OUTPUT_CLOSED: Self = Self(OUTPUT_CLOSED);
+    pub(crate) const SUCCESS: Self = Self::Code(0);
+    pub(crate) const FAILURE: Self = Self::Code(1);
+    pub(crate) const USAGE: Self = Self::Code(2);
+    pub(crate) const OUTPUT_CLOSED: Self = Self::Code(OUTPUT_CLOSED);
+
+    /// Ends the process by the signal, if that is how it ends; else gives the code for `main` to return.
+    pub(crate) fn end(self) -> ExitCode {
+        match self {
+            Self::Code(code) => ExitCode::from(code),
+            Self::Signal(number) => {
+                // This does not return for a signal that ends processes, and none but those come here.
+                drop(signal_hook::low_level::emulate_default_handler(number.into()));
+                ExitCode::from(128 + number)
+            }
+        }
+    }
 }
 
 /// What the command line asked for cannot be meant, found only after parsing.

@@ -46,7 +46,7 @@ pub fn run(options: &Options, command: &Commands) -> ExitCode {
             exit::code(&error)
         }
     };
-    ExitCode::from(exit.0)
+    exit.end()
 }
 
 fn attempt(options: &Options, command: &Commands) -> anyhow::Result<Exit> {

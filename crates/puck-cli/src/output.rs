@@ -104,6 +104,11 @@ pub(crate) fn ago(then: Timestamp, now: Timestamp) -> String {
     }
 }
 
+/// A time to the second, and how long ago it was.
+pub(crate) fn time(then: Timestamp, now: Timestamp) -> String {
+    format!("{} ({})", then.strftime("%Y-%m-%d %H:%M:%S UTC"), ago(then, now))
+}
+
 /// `key: value` lines with the values in one column.
 pub(crate) fn pairs(pairs: &[(&str, String)]) -> String {
     let width = pairs.iter().map(|(key, _)| key.len()).max().unwrap_or(0) + 1;
@@ -124,7 +129,7 @@ fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Format, ago, clean, list, pairs};
+    use super::{Format, ago, clean, list, pairs, time};
     use jiff::Timestamp;
 
     fn check(format: Format, expected: &str) {
@@ -166,6 +171,8 @@ mod tests {
             pairs(&[("Name", "web".into()), ("Status", "cold".into())]),
             "Name:    web\nStatus:  cold\n"
         );
+        let then = Timestamp::from_second(1_000_000).expect("in range");
+        assert_eq!(time(then, then), "1970-01-12 13:46:40 UTC (now)");
         assert_eq!(clean("a\tb\u{9b}c"), "a b c");
     }
 }

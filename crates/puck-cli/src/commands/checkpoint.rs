@@ -190,11 +190,8 @@ async fn info(context: &Context, id: &str, json: bool) -> anyhow::Result<Exit> {
 }
 
 fn describe(checkpoint: &Item, now: Timestamp) -> String {
-    let time = checkpoint.create_time;
-    let mut pairs = vec![
-        ("Id", checkpoint.id.clone()),
-        ("Created", format!("{time} ({})", output::ago(time, now))),
-    ];
+    let mut pairs =
+        vec![("Id", checkpoint.id.clone()), ("Created", output::time(checkpoint.create_time, now))];
     pairs.push(("Made by", if checkpoint.is_auto { "the system" } else { "a user" }.into()));
     if !checkpoint.comment.is_empty() {
         pairs.push(("Comment", checkpoint.comment.clone()));

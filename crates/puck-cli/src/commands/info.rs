@@ -62,13 +62,9 @@ fn describe(sprite: &Sprite, now: Timestamp) -> String {
         ("Id", sprite.id.clone()),
         ("Isolation", sprite.isolation.clone()),
         ("Sleeps after", format!("{} s", sprite.idle_timeout_seconds)),
-        ("Created", format!("{} ({})", sprite.created_at, output::ago(sprite.created_at, now))),
+        ("Created", output::time(sprite.created_at, now)),
     ];
-    pairs.extend(
-        sprite
-            .last_running_at
-            .map(|last| ("Last awake", format!("{last} ({})", output::ago(last, now)))),
-    );
+    pairs.extend(sprite.last_running_at.map(|last| ("Last awake", output::time(last, now))));
     if !sprite.labels.is_empty() {
         pairs.push(("Labels", sprite.labels.join(", ")));
     }

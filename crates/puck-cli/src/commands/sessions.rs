@@ -113,9 +113,10 @@ impl Kill {
             }
             events => events.with_context(doing)?,
         };
-        while let Some(event) = spinner::during(format!("Waiting for {}", self.id), events.next())
-            .await
-            .with_context(doing)?
+        let patience = self.timeout.as_secs_f64();
+        let waiting = format!("Waiting for {} to end, killing it after {patience} s", self.id);
+        while let Some(event) =
+            spinner::during(waiting.clone(), events.next()).await.with_context(doing)?
         {
             match event {
                 KillEvent::Error { message } => {

@@ -34,7 +34,10 @@ pub(crate) enum Control {
 }
 
 /// What happens, in order.
-pub(crate) struct Controls(BoxStream<'static, Control>);
+pub(crate) struct Controls {
+    stream: BoxStream<'static, Control>,
+    received: Option<Signal>,
+}
 
 impl Controls {
     /// What happens to this process. From now on the signals no longer end it by themselves.
@@ -49,7 +52,12 @@ impl Controls {
 
     /// What the stream says. When it ends, nothing more happens.
     pub(crate) fn new(stream: BoxStream<'static, Control>) -> Self {
-        Self(stream.chain(stream::pending()).boxed())
+        Self { stream: stream.chain(stream::pending()).boxed(), received: None }
+    }
+
+    /// The last signal there was.
+    pub(crate) fn received(&self) -> Option<Signal> {
+        self.received
     }
 
     /// Waits for the next signal and passes over everything before it.
@@ -63,8 +71,13 @@ impl Controls {
 
     /// Waits for the next thing. May be given up and called again without losing one.
     pub(crate) async fn next(&mut self) -> Control {
-        match self.0.next().await {
-            Some(control) => control,
+        match self.stream.next().await {
+            Some(control) => {
+                if let Control::Signal(signal) = control {
+                    self.received = Some(signal);
+                }
+                control
+            }
             None => std::future::pending().await,
         }
     }

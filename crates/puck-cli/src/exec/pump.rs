@@ -123,7 +123,9 @@ pub(crate) async fn pump(
     if matches!((&outcome, typing), (Outcome::Unwritten(_), Typing::Frames)) {
         // Locally the command would be told by this signal that nobody reads it any more.
         let told = sender.sink.send(signal_message("PIPE"));
-        drop(timeout(CLOSE_TIMEOUT, told).await);
+        // The server may read only while it is read from, so what still comes is taken and thrown away.
+        let drained = async { while let Some(Ok(_)) = stream.next().await {} };
+        drop(timeout(CLOSE_TIMEOUT, futures::future::join(told, drained)).await);
     }
     // The server learns of the end in any case, if not by a good-bye then by the closed connection.
     drop(timeout(CLOSE_TIMEOUT, sender.sink.close()).await);

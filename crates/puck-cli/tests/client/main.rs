@@ -6,6 +6,7 @@ mod terminal;
 use server::{TOKEN, address};
 use std::{
     io::Write,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -225,6 +226,24 @@ fn a_reader_that_has_seen_enough_ends_it_quietly() {
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("it ends");
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(141), ""));
+}
+
+#[test]
+fn an_interrupted_client_ends_by_the_signal() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let mut child = client(directory.path(), &["exec", "-s", "web", "wait"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the client starts");
+    let mut first = [0; 2];
+    std::io::Read::read_exact(child.stdout.as_mut().expect("piped"), &mut first)
+        .expect("it prints");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("our child");
+    let output = child.wait_with_output().expect("it ends");
+    let told = r#"{"type":"signal","signal":"INT"}"#;
+    assert_eq!((output.status.signal(), text(&output.stdout)), (Some(2), told));
 }
 
 #[test]

@@ -268,6 +268,9 @@ async fn perform(
     kept: &Uploads,
 ) -> Result<(), axum::Error> {
     socket.send(session_info(false)).await?;
+    if query.cmd == ["wait"] {
+        return wait(socket).await;
+    }
     let mut input = Vec::new();
     while let Some(Ok(message)) = socket.recv().await {
         match message {
@@ -285,6 +288,19 @@ async fn perform(
         socket.send(Message::binary(frame)).await?;
     }
     socket.send(Message::Close(None)).await
+}
+
+/// Prints two bytes, and then what it is sent in text; that ends it as if by Ctrl-C.
+async fn wait(mut socket: WebSocket) -> Result<(), axum::Error> {
+    socket.send(Message::binary(Frame::Stdout(b"> ").encode())).await?;
+    while let Some(Ok(message)) = socket.recv().await {
+        if let Message::Text(text) = message {
+            socket.send(Message::binary(Frame::Stdout(text.as_bytes()).encode())).await?;
+            socket.send(Message::binary(Frame::Exit(130).encode())).await?;
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// A terminal that says what it is told: `x` ends it with 7, `d` drops the connection, a size is repeated.
