@@ -101,13 +101,28 @@ impl Agent {
         }
     }
 
-    /// The container that runs now, or the next one if there is none at the moment.
-    async fn sandbox(&self) -> Result<Arc<dyn Sandbox>, Refusal> {
-        let mut sandbox = self.sandbox.clone();
-        let waited = tokio::time::timeout(SANDBOX_WAIT, sandbox.wait_for(Option::is_some)).await;
-        match waited {
-            Ok(Ok(sandbox)) => sandbox.clone().ok_or_else(Refusal::unavailable),
-            Ok(Err(_)) | Err(_) => Err(Refusal::unavailable()),
+    /// The container that runs now, or the next one if there is none at the moment, and word of its end.
+    async fn sandbox(&self) -> Result<(Arc<dyn Sandbox>, Withdrawal), Refusal> {
+        let mut published = self.sandbox.clone();
+        let running = async {
+            let running = published.wait_for(Option::is_some).await;
+            running.ok().and_then(|sandbox| sandbox.clone())
+        };
+        let running = tokio::time::timeout(SANDBOX_WAIT, running).await;
+        let sandbox = running.ok().flatten().ok_or_else(Refusal::unavailable)?;
+        Ok((sandbox, Withdrawal(published)))
+    }
+}
+
+/// Word that a container is about to be stopped. Whoever holds a file of it open must let go then, or its disk cannot be
+/// unmounted.
+struct Withdrawal(watch::Receiver<Option<Arc<dyn Sandbox>>>);
+
+impl Withdrawal {
+    /// Waits for the word.
+    async fn wait(&mut self) {
+        if self.0.changed().await.is_err() {
+            tracing::debug!("the machine is gone");
         }
     }
 }

@@ -52,7 +52,7 @@ async fn check(State(agent): State<Arc<Agent>>) -> Json<Check> {
 }
 
 async fn run_true(agent: &Agent) -> Result<u8, String> {
-    let sandbox = agent.sandbox().await.map_err(|refusal| refusal.message().to_owned())?;
+    let (sandbox, _) = agent.sandbox().await.map_err(|refusal| refusal.message().to_owned())?;
     let command = Command {
         argv: vec!["true".to_owned()],
         path: None,

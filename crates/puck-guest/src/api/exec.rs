@@ -142,7 +142,7 @@ fn upgraded(upgrade: WebSocketUpgrade, agent: Arc<Agent>, target: Target) -> Res
 
 /// Starts a command whose output comes in frames of at most `payload_max` bytes of payload. An error means that there is no container; a command that cannot start is a session that says so.
 async fn start(agent: &Agent, query: ExecQuery, payload_max: usize) -> Result<Attached, Refusal> {
-    let sandbox = agent.sandbox().await?;
+    let (sandbox, _) = agent.sandbox().await?;
     let environment = {
         let identity = agent.identity.borrow();
         environment::of(

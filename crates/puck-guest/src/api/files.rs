@@ -6,6 +6,8 @@
 //! since clients write to places such as `/root` and `/etc` without asking for it; what is new under the home directory
 //! then belongs to `sprite` all the same. Reads, lists and deletes have no such second try.
 //!
+//! A transfer ends when its container does, because an open file keeps a disk from being unmounted.
+//!
 //! Only regular files are read and written; a FIFO or a device is refused without being opened. Contents stream in
 //! pieces, so memory does not grow with the file.
 
@@ -24,7 +26,7 @@ use self::{
     path::{InvalidPath, SpritePath},
     root::Root,
 };
-use super::{Agent, answer::Refusal};
+use super::{Agent, Withdrawal, answer::Refusal};
 use ::api::query::Query;
 use axum::{
     Router,
@@ -75,16 +77,19 @@ impl Call {
     }
 }
 
-/// Does `work` on the root of the present container, as `actor`.
+/// Does `work` on the root of the present container, as `actor`. With the result comes word of the container's end.
 async fn act<T: Send + 'static>(
     agent: &Agent,
     actor: actor::Actor,
     work: impl FnOnce(&Root) -> Result<T, FileError> + Send + 'static,
-) -> Result<T, Refusal> {
-    let sandbox = agent.sandbox().await?;
+) -> Result<(T, Withdrawal), Refusal> {
+    let (sandbox, withdrawal) = agent.sandbox().await?;
     let root = Root::open(sandbox.as_ref()).map_err(FileError::into_refusal)?;
-    actor::act(&agent.files.operations, actor, sandbox.uid_start(), move || work(&root))
+    let uid_start = sandbox.uid_start();
+    drop(sandbox);
+    let result = actor::act(&agent.files.operations, actor, uid_start, move || work(&root))
         .await
         .and_then(std::convert::identity)
-        .map_err(FileError::into_refusal)
+        .map_err(FileError::into_refusal)?;
+    Ok((result, withdrawal))
 }

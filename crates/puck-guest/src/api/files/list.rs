@@ -28,7 +28,7 @@ pub(super) async fn list(
     let Call { query, path, actor } = Call::parse(raw.as_deref())?;
     let recursive = query.flag("recursive");
     let pattern = query.first("pattern").filter(|pattern| !pattern.is_empty()).map(str::to_owned);
-    let json = act(&agent, actor, move |root| {
+    let (json, _) = act(&agent, actor, move |root| {
         let mut entries = entries(root, path.as_str(), recursive)?;
         if let Some(pattern) = pattern {
             let prefix = path.as_str().trim_end_matches('/').len() + 1;

@@ -1,19 +1,31 @@
 //! `GET fs/read`: the bytes of a file, or one range of them.
 
 use super::{Call, FileError, act};
-use crate::api::{Agent, answer::Refusal};
+use crate::api::{Agent, Withdrawal, answer::Refusal};
 use axum::{
     body::Body,
     extract::{RawQuery, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use std::{fs::File, io::SeekFrom, ops::Range, sync::Arc};
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
-use tokio_util::io::ReaderStream;
+use bytes::{Bytes, BytesMut};
+use futures::stream;
+use std::{
+    fs::File,
+    io::{self, SeekFrom},
+    ops::Range,
+    sync::Arc,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncSeekExt},
+    sync::mpsc,
+};
 
 /// A file is sent in pieces of this size.
 const PIECE_BYTES: usize = 256 * 1024;
+
+/// The most pieces that wait for a slow client.
+const PIECES_MAX: usize = 1;
 
 pub(super) async fn read(
     State(agent): State<Arc<Agent>>,
@@ -22,7 +34,7 @@ pub(super) async fn read(
 ) -> Result<Response, Refusal> {
     let Call { path, actor, .. } = Call::parse(raw.as_deref())?;
     let wanted = path.as_str().to_owned();
-    let (file, size) = act(&agent, actor, move |root| {
+    let ((file, size), withdrawal) = act(&agent, actor, move |root| {
         let (file, stat) = root
             .open_file(&wanted)
             .map_err(|errno| FileError::new("open", wanted.as_str(), errno))?;
@@ -47,24 +59,48 @@ pub(super) async fn read(
             .map_err(|error| FileError::from_io("seek", path.as_str(), &error).into_refusal())?;
     }
     let length = range.end - range.start;
-    // Files of `/proc` and the like say that they are empty and are not: they are sent to their end.
-    let limit = if size == 0 { u64::MAX } else { length };
-    let mut response = Response::new(Body::from_stream(ReaderStream::with_capacity(
-        file.take(limit),
-        PIECE_BYTES,
-    )));
+    let mut response = Response::new(pieces(file, length, withdrawal));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    if size > 0 {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    }
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     if status == StatusCode::PARTIAL_CONTENT {
         let text = format!("bytes {}-{}/{size}", range.start, range.end - 1);
         headers.extend(HeaderValue::from_str(&text).map(|value| (header::CONTENT_RANGE, value)));
     }
     Ok(response)
+}
+
+/// A body of the next bytes of a file. It breaks off, which the client can tell by its length, when the file is shorter by now
+/// or its container ends. The file belongs to a task of its own: a client that does not read must not keep it open.
+fn pieces(file: tokio::fs::File, length: u64, mut withdrawal: Withdrawal) -> Body {
+    let (tx, rx) = mpsc::channel(PIECES_MAX);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = withdrawal.wait() => tracing::debug!("a read ends with its container"),
+            () = send(file.take(length), tx) => {}
+        }
+    });
+    Body::from_stream(stream::unfold(rx, async |mut rx: mpsc::Receiver<io::Result<Bytes>>| {
+        let piece = rx.recv().await?;
+        Some((piece, rx))
+    }))
+}
+
+async fn send(mut file: tokio::io::Take<tokio::fs::File>, tx: mpsc::Sender<io::Result<Bytes>>) {
+    loop {
+        let mut piece = BytesMut::with_capacity(PIECE_BYTES);
+        let piece = match file.read_buf(&mut piece).await {
+            Ok(0) => return,
+            Ok(_) => Ok(piece.freeze()),
+            Err(error) => Err(error),
+        };
+        let is_last = piece.is_err();
+        if tx.send(piece).await.is_err() || is_last {
+            return;
+        }
+    }
 }
 
 /// What a `Range` header asks for.

@@ -10,7 +10,7 @@ use super::{
     path::child,
     root::{Place, Root, check_regular, stat_in},
 };
-use crate::api::{Agent, answer::Refusal};
+use crate::api::{Agent, Withdrawal, answer::Refusal};
 use api::files::Written;
 use axum::{
     Json,
@@ -85,8 +85,11 @@ pub(super) async fn write(
             false => Parents::None,
         },
     };
-    let (draft, file) = begin(&agent, &path, actor, options).await?;
-    let size = fill(file, body, path.as_str()).await?;
+    let (draft, file, mut withdrawal) = begin(&agent, &path, actor, options).await?;
+    let size = tokio::select! {
+        size = fill(file, body, path.as_str()) => size?,
+        () = withdrawal.wait() => return Err(Refusal::unavailable()),
+    };
     let mode = format!("{:04o}", draft.mode);
     finish(draft, path.as_str()).await?;
     Ok(Json(Written { path: path.as_str().to_owned(), size, mode }))
@@ -110,22 +113,23 @@ async fn begin(
     path: &SpritePath,
     actor: Actor,
     options: Options,
-) -> Result<(Draft, File), Refusal> {
+) -> Result<(Draft, File, Withdrawal), Refusal> {
     let operations = Arc::clone(&agent.files.operations);
     let attempt = async |actor: Actor, heir: Option<Actor>| {
         let (path, operations) = (path.clone(), Arc::clone(&operations));
         act(agent, actor, move |root| Ok(draft(root, &path, actor, heir, options, operations)))
             .await
     };
-    let drafted = match attempt(actor, None).await? {
-        Err(error)
+    let (drafted, withdrawal) = match attempt(actor, None).await? {
+        (Err(error), _)
             if actor == Actor::Sprite && matches!(error.errno, Errno::ACCESS | Errno::PERM) =>
         {
             attempt(Actor::Root, path.is_in_home().then_some(Actor::Sprite)).await?
         }
         other => other,
     };
-    drafted.map_err(FileError::into_refusal)
+    let (draft, file) = drafted.map_err(FileError::into_refusal)?;
+    Ok((draft, file, withdrawal))
 }
 
 /// Makes missing directories and an empty temporary file. What is new is given to `heir`.

@@ -8,6 +8,10 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     time::Duration,
 };
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 impl Bench {
     async fn put(&self, query: &str, body: impl Into<bytes::Bytes>) -> Answer {
@@ -370,4 +374,38 @@ async fn fifos_and_devices_are_refused_without_waiting() {
         };
         tokio::time::timeout(Duration::from_secs(5), calls).await.expect("nothing waits");
     }
+}
+
+#[tokio::test]
+async fn transfers_end_with_their_container() {
+    let bench = Bench::new().await;
+    let path = bench.local.file("home/sprite/big", vec![7; 50_000_000], 0o644, 1001);
+    let open = || {
+        let links = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        links
+            .filter(|link| {
+                fs::read_link(link.path())
+                    .is_ok_and(|target| target.starts_with(path.parent().unwrap()))
+            })
+            .count()
+    };
+    let mut reader = TcpStream::connect(bench.address).await.unwrap();
+    reader
+        .write_all(b"GET /v1/sprites/s1/fs/read?path=big HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut writer = TcpStream::connect(bench.address).await.unwrap();
+    let head =
+        "PUT /v1/sprites/s1/fs/write?path=new HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n123";
+    writer.write_all(head.as_bytes()).await.unwrap();
+    bench.until("both transfers", |_| open() >= 3).await;
+    bench.sandbox.send_replace(None);
+    bench.until("their end", |_| open() == 0).await;
+    let mut answer = String::new();
+    super::within(writer.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    let mut received = Vec::new();
+    let end = super::within(reader.read_to_end(&mut received)).await;
+    assert!(received.len() < 50_000_000, "{end:?}");
+    assert!(!bench.local.path("home/sprite/new").exists());
 }
