@@ -88,15 +88,15 @@ impl Agent {
                     None => std::future::pending().await,
                 }
             };
+            let changed = async {
+                if identity.changed().await.is_err() {
+                    // Nobody can change the identity any more, so this one is final.
+                    std::future::pending().await
+                }
+            };
             tokio::select! {
                 () = idle => return,
-                changed = identity.changed() => if changed.is_err() {
-                    // Nobody can change the identity any more, so this one is final.
-                    return match timeout {
-                        Some(timeout) => self.activity.idle(timeout).await,
-                        None => std::future::pending().await,
-                    };
-                },
+                () = changed => {}
             }
         }
     }

@@ -373,12 +373,13 @@ fn read_frame(
         // `reserve` would move the arena's unread rest; there is none, so a new piece of memory costs nothing.
         *arena = BytesMut::with_capacity(ARENA_BYTES.max(frame_max));
     }
-    arena.extend_from_slice(id.as_slice());
+    let prefix = id.as_slice();
+    arena.extend_from_slice(prefix);
     let spare = arena.spare_capacity_mut();
     let room = spare.len().min(payload_max);
     match rustix::io::read(fd, &mut spare[..room]) {
         Ok((filled, _)) if !filled.is_empty() => {
-            let len = arena_len(id) + filled.len();
+            let len = prefix.len() + filled.len();
             // SAFETY: the first bytes are the id that was pushed above, and the kernel has just filled the others.
             unsafe { arena.set_len(len) };
             Ok(Some(arena.split().freeze()))
@@ -389,10 +390,6 @@ fn read_frame(
             Err(error.into())
         }
     }
-}
-
-fn arena_len(id: Option<u8>) -> usize {
-    id.as_slice().len()
 }
 
 #[cfg(test)]
