@@ -10,7 +10,10 @@
 
 use crate::gateway::Gateway;
 use async_trait::async_trait;
-use guest::protocol::{Boot, DATA};
+use guest::{
+    freeze::{self, Freezer},
+    protocol::{Boot, DATA},
+};
 use object_store::ObjectStore;
 use replica::{Log, Shipper};
 use rustix::{
@@ -48,15 +51,9 @@ pub(crate) enum DiskError {
     /// The blank volume could not be forked.
     #[error("fork the blank volume {0}")]
     Fork(VolumeId, #[source] volume::Error),
-    /// The filesystem refused a freeze, a thaw or a sync.
-    #[error("{action} the filesystem")]
-    Filesystem {
-        /// `freeze`, `thaw` or `sync`.
-        action: &'static str,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// The filesystem did not freeze or thaw in order.
+    #[error("freeze the filesystem")]
+    Freeze(#[source] freeze::Error),
     /// An id in the boot parameters does not parse.
     #[error("read the boot parameters")]
     Id(#[from] base::id::ParseIdError),
@@ -84,6 +81,9 @@ pub(crate) enum DiskError {
         #[source]
         source: io::Error,
     },
+    /// What the filesystem holds in memory could not be written back.
+    #[error("sync the filesystem")]
+    Sync(#[source] io::Error),
     /// The ext4 is still in use.
     #[error("unmount the volume")]
     Unmount(#[source] io::Error),
@@ -101,6 +101,7 @@ pub(crate) enum DiskError {
 /// The disk. One task owns it and calls its methods one after the other.
 pub(crate) struct Disk {
     volume: Volume,
+    freezer: Freezer,
     generation: u64,
     mounted: Option<Mounted>,
 }
@@ -112,7 +113,11 @@ struct Mounted {
 
 impl Disk {
     /// Opens the volume that the boot parameters name; it is not mounted yet.
-    pub(crate) async fn open(boot: &Boot, gateway: &Gateway) -> Result<Self, DiskError> {
+    pub(crate) async fn open(
+        boot: &Boot,
+        gateway: &Gateway,
+        freezer: Freezer,
+    ) -> Result<Self, DiskError> {
         let id: VolumeId = boot.volume.parse()?;
         let store: Arc<dyn ObjectStore> = Arc::new(gateway.clone());
         let db = Path::new(DATA).join("map.db");
@@ -129,7 +134,7 @@ impl Disk {
         let volume = Volume::open(settings, store, Box::new(LogShip(shipper)))
             .await
             .map_err(|source| DiskError::Volume { action: "open", source })?;
-        Ok(Self { volume, generation: 0, mounted: None })
+        Ok(Self { volume, freezer, generation: 0, mounted: None })
     }
 
     /// The volume, for its lag, its figures and its checkpoints.
@@ -180,25 +185,18 @@ impl Disk {
 
     /// Takes a checkpoint of what is mounted. The filesystem is frozen only while a layer is pushed.
     pub(crate) async fn checkpoint(
-        &self,
+        &mut self,
         comment: &str,
         auto: bool,
     ) -> Result<Checkpoint, DiskError> {
-        let cut = match self
-            .filesystem()
-            .map_err(|source| DiskError::Filesystem { action: "sync", source })?
-        {
-            Some(filesystem) => {
-                let volume = self.volume.clone();
-                tokio::task::spawn_blocking(move || cut_frozen(&filesystem, &volume))
-                    .await
-                    .expect("a cut does not panic")?
+        let Self { volume, freezer, mounted, .. } = self;
+        let cut = match mounted {
+            Some(mounted) => {
+                tokio::task::block_in_place(|| cut_frozen(freezer, &mounted.filesystem, volume))?
             }
-            None => {
-                self.volume.cut().map_err(|source| DiskError::Volume { action: "cut", source })?
-            }
+            None => volume.cut().map_err(|source| DiskError::Volume { action: "cut", source })?,
         };
-        self.volume
+        volume
             .checkpoint(cut, NewCheckpoint { comment: comment.to_owned(), auto })
             .await
             .map_err(|source| DiskError::Volume { action: "checkpoint", source })
@@ -222,61 +220,27 @@ impl Disk {
 
 /// Writes back what the filesystem holds in memory.
 pub(crate) fn sync(filesystem: &File) -> Result<(), DiskError> {
-    rustix::fs::syncfs(filesystem)
-        .map_err(|errno| DiskError::Filesystem { action: "sync", source: errno.into() })
+    rustix::fs::syncfs(filesystem).map_err(|errno| DiskError::Sync(errno.into()))
 }
 
-fn cut_frozen(filesystem: &File, volume: &Volume) -> Result<volume::Cut, DiskError> {
+fn cut_frozen(
+    freezer: &mut Freezer,
+    filesystem: &File,
+    volume: &Volume,
+) -> Result<volume::Cut, DiskError> {
     // The sync outside of the freeze keeps the freeze short: what is left to write back then is little.
     sync(filesystem)?;
-    let frozen = Frozen::new(filesystem)?;
+    let frozen = freezer.freeze(filesystem).map_err(DiskError::Freeze)?;
     let cut = volume.cut().map_err(|source| DiskError::Volume { action: "cut", source });
-    frozen.thaw()?;
+    frozen.thaw().map_err(DiskError::Freeze)?;
     cut
 }
 
-/// A frozen filesystem, thawed at the latest when this is dropped.
-struct Frozen<'a>(Option<&'a File>);
-
-impl<'a> Frozen<'a> {
-    fn new(filesystem: &'a File) -> Result<Self, DiskError> {
-        freeze_ioctl::<FIFREEZE>(filesystem)
-            .map_err(|source| DiskError::Filesystem { action: "freeze", source })?;
-        Ok(Self(Some(filesystem)))
-    }
-
-    fn thaw(mut self) -> Result<(), DiskError> {
-        let filesystem = self.0.take().expect("only thaw and drop take it");
-        freeze_ioctl::<FITHAW>(filesystem)
-            .map_err(|source| DiskError::Filesystem { action: "thaw", source })
-    }
-}
-
-impl Drop for Frozen<'_> {
-    fn drop(&mut self) {
-        if let Some(filesystem) = self.0.take()
-            && let Err(error) = freeze_ioctl::<FITHAW>(filesystem)
-        {
-            error!(error = &error as &dyn std::error::Error, "thaw the filesystem");
-        }
-    }
-}
-
-/// The kernel's numbers, from `linux/fs.h`: `_IOWR('X', 119, int)` and `_IOWR('X', 120, int)`.
-const FIFREEZE: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<i32>(b'X', 119);
-const FITHAW: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<i32>(b'X', 120);
-
-fn freeze_ioctl<const OPCODE: rustix::ioctl::Opcode>(filesystem: &File) -> io::Result<()> {
-    // SAFETY: both ioctls ignore their argument and touch no memory of ours.
-    unsafe { rustix::ioctl::ioctl(filesystem, rustix::ioctl::NoArg::<OPCODE>::new()) }?;
-    Ok(())
-}
-
 fn mount_ext4(device: &Path) -> io::Result<File> {
-    // `discard` gives deleted blocks back to the bucket; `nosuid` and `nodev` only concern this mount in the machine's root
+    // `discard` gives deleted blocks back to the bucket. Prefetching bitmaps would read them all from the bucket at a wake. `nosuid` and `nodev` only concern this mount in the machine's root
     // namespace, since the container sees the volume through an overlay of its own.
     let flags = MountFlags::NOATIME | MountFlags::NODEV;
-    rustix::mount::mount(device, MOUNT, "ext4", flags, c"discard")?;
+    rustix::mount::mount(device, MOUNT, "ext4", flags, c"discard,no_prefetch_block_bitmaps")?;
     let directory: OwnedFd = rustix::fs::open(
         MOUNT,
         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,

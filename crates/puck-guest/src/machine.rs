@@ -22,6 +22,7 @@ use crate::{
 use guest::{
     cgroup::{self, Trees},
     container::{self, Container, ContainerSpec},
+    freeze::Freezer,
     protocol::{BASE, Boot, Identity},
 };
 use std::{
@@ -77,8 +78,12 @@ struct Inside {
 
 impl Machine {
     /// Opens and mounts the disk and starts the container.
-    pub(crate) async fn boot(boot: Boot, gateway: &Gateway) -> Result<Arc<Self>, MachineError> {
-        let mut disk = Disk::open(&boot, gateway).await?;
+    pub(crate) async fn boot(
+        boot: Boot,
+        gateway: &Gateway,
+        freezer: Freezer,
+    ) -> Result<Arc<Self>, MachineError> {
+        let mut disk = Disk::open(&boot, gateway, freezer).await?;
         tokio::task::block_in_place(|| disk.mount())?;
         let identity = watch::Sender::new(boot.identity.clone());
         let inside = Mutex::new(Some(Inside { disk, container: None }));
@@ -116,8 +121,8 @@ impl Machine {
         comment: &str,
         auto: bool,
     ) -> Result<Checkpoint, MachineError> {
-        let inside = self.inside().await?;
-        Ok(inside.as_ref().expect("not asleep").disk.checkpoint(comment, auto).await?)
+        let mut inside = self.inside().await?;
+        Ok(inside.as_mut().expect("not asleep").disk.checkpoint(comment, auto).await?)
     }
 
     /// The volume, for what needs no transition.
@@ -176,7 +181,7 @@ impl Machine {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    warn!(error = &error as &dyn std::error::Error, "duplicate a descriptor")
+                    warn!(error = &error as &dyn std::error::Error, "duplicate a descriptor");
                 }
             }
         }

@@ -12,7 +12,10 @@ mod machine;
 
 use crate::{checkpoints::DiskCheckpoints, gateway::Gateway, internal::Internal, machine::Machine};
 use anyhow::Context;
-use guest::protocol::{AGENT_SOCKET, BOOT_FILE, Boot, CHANNEL, Event, GATEWAY_SOCKET};
+use guest::{
+    freeze::Freezer,
+    protocol::{AGENT_SOCKET, BOOT_FILE, Boot, CHANNEL, Event, GATEWAY_SOCKET},
+};
 use std::{fs, path::Path, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{net::UnixListener, sync::Notify};
 use tracing::error;
@@ -59,7 +62,9 @@ async fn run() -> anyhow::Result<()> {
             .context("parse the boot parameters")?;
     let channel = Path::new(CHANNEL);
     let gateway = Gateway::new(channel.join(GATEWAY_SOCKET));
-    let machine = match Machine::boot(boot, &gateway).await.context("boot the machine") {
+    // SAFETY: called once, and nothing else in this process knows of the descriptor.
+    let freezer = unsafe { Freezer::inherit() }.context("find the keeper")?;
+    let machine = match Machine::boot(boot, &gateway, freezer).await.context("boot the machine") {
         Ok(machine) => machine,
         Err(error) => {
             let event = Event::Failed { reason: format!("{error:#}") };
