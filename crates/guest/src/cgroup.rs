@@ -128,6 +128,34 @@ impl Cgroup {
         }
     }
 
+    /// The group's own name.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.unified.file_name()?.to_str()
+    }
+
+    /// The groups in this one. A group that does not exist has none.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn children(&self) -> Result<Vec<Self>, Error> {
+        let listed = |source| file("list", &self.unified, source);
+        let entries = match fs::read_dir(&self.unified) {
+            Ok(entries) => entries,
+            Err(source) if is_missing(&source) => return Ok(Vec::new()),
+            Err(source) => return Err(listed(source)),
+        };
+        let mut children = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(listed)?;
+            if entry.file_type().map_err(listed)?.is_dir() {
+                // Only names of this product's own are below its groups.
+                children.extend(entry.file_name().to_str().map(|name| self.child(name)));
+            }
+        }
+        Ok(children)
+    }
+
     fn paths(&self) -> impl Iterator<Item = &Path> {
         std::iter::once(self.unified.as_path())
             .chain(self.legacy.iter().map(|(_, path)| path.as_path()))

@@ -1,6 +1,6 @@
 //! Removes what a server of the same instance left behind, whether it was killed or is shutting down.
 
-use crate::{Error, command, firewall, range::Range};
+use crate::{Error, command, firewall, machine::KEEPER_CGROUP, range::Range};
 use guest::cgroup::Cgroup;
 use rustix::{io::Errno, mount::UnmountFlags};
 use std::{
@@ -31,6 +31,7 @@ pub(crate) struct Places<'a> {
 /// The first failure.
 pub(crate) async fn remove(places: &Places<'_>) -> Result<(), Error> {
     let results = [
+        end_machines(places.cgroup).await,
         remove_processes(places.cgroup).await,
         remove_interfaces(places.instance).await,
         firewall::lower(places.instance).await,
@@ -39,6 +40,29 @@ pub(crate) async fn remove(places: &Places<'_>) -> Result<(), Error> {
         remove_directory(&places.run_dir.join("machines")),
     ];
     results.into_iter().collect()
+}
+
+/// Kills the machines of a server, and lets their keepers end.
+///
+/// Not all at once: a machine whose keeper is gone first could be stuck in its own end (`guest::launch` says why).
+async fn end_machines(cgroup: &Cgroup) -> Result<(), Error> {
+    let (machines, keepers) = (cgroup.clone(), cgroup.child(KEEPER_CGROUP));
+    let ended = tokio::task::spawn_blocking(move || {
+        for machine in machines.children()? {
+            if machine.name() != Some(KEEPER_CGROUP) {
+                machine.kill()?;
+            }
+        }
+        keepers.wait_empty(KILL_LIMIT)
+    });
+    ended
+        .await
+        .map_err(|error| cgroup_failed(io::Error::other(error)))?
+        .map_err(|error| cgroup_failed(io::Error::other(error)))
+}
+
+fn cgroup_failed(source: io::Error) -> Error {
+    Error::Host { action: "remove a control group".into(), source }
 }
 
 /// Kills everything in a control group, waits until it is gone, and removes the group.
@@ -52,11 +76,10 @@ pub(crate) async fn remove_processes(cgroup: &Cgroup) -> Result<(), Error> {
         cgroup.wait_empty(KILL_LIMIT)?;
         cgroup.remove()
     });
-    let failed = |source| Error::Host { action: "remove a control group".into(), source };
     removed
         .await
-        .map_err(|error| failed(io::Error::other(error)))?
-        .map_err(|error| failed(io::Error::other(error)))
+        .map_err(|error| cgroup_failed(io::Error::other(error)))?
+        .map_err(|error| cgroup_failed(io::Error::other(error)))
 }
 
 async fn remove_interfaces(instance: &str) -> Result<(), Error> {

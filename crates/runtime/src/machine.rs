@@ -12,6 +12,7 @@ use guest::{
     protocol::Boot,
 };
 use std::{
+    fs::File,
     io,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -84,6 +85,9 @@ pub struct Machine {
     pid: i32,
     ground: Ground,
     exit: watch::Receiver<Option<Exit>>,
+    /// The machine's mount namespace, in case its keeper, which holds it too, is killed: it must not end before the agent
+    /// has.
+    mounts: Option<File>,
     /// The machine lives while this is open.
     lifeline: ChildStdin,
 }
@@ -94,7 +98,8 @@ impl Machine {
         match Self::try_boot(&ground, spec).await {
             Ok((pid, exit, lifeline)) => {
                 let channel = ground.directory.join("channel");
-                Ok(Self { name, channel, pid, ground, exit, lifeline })
+                let mounts = File::open(format!("/proc/{pid}/ns/mnt")).ok();
+                Ok(Self { name, channel, pid, ground, exit, mounts, lifeline })
             }
             Err(reason) => {
                 if let Err(error) = remove(&name, ground).await {
@@ -177,12 +182,15 @@ impl Machine {
     /// # Errors
     /// When something is still there after the time limit.
     pub async fn kill(self) -> Result<(), Error> {
-        let Self { name, ground, mut exit, lifeline, .. } = self;
+        let Self { name, ground, mut exit, mounts, lifeline, .. } = self;
         drop(lifeline);
         if tokio::time::timeout(KILL_LIMIT, gone(&mut exit)).await.is_err() {
             return Err(Error::Left { name, what: "the first process".into() });
         }
-        remove(&name, ground).await
+        let removed = remove(&name, ground).await;
+        // Its last holder unmounts, which may take a moment.
+        drop(tokio::task::spawn_blocking(move || drop(mounts)).await);
+        removed
     }
 
     /// How the machine is isolated from its host, for people: `namespaces`.

@@ -38,10 +38,13 @@ pub(super) fn keep(
     let mounts = format!("/proc/{}/ns/mnt", pid.as_raw_nonzero());
     let mounts = File::open(mounts).step("open the machine's mount namespace")?;
     let mut keeper =
-        Keeper { machine, mounts: Some(mounts), agent: Some(agent), server: true, held: None };
+        Keeper { machine, mounts, agent: Some(agent), server: true, held: None, killed: false };
     while !keeper.turn(process)? {}
     keeper.kill();
-    reap(pid)
+    let report = reap(pid);
+    // Only now may the mount namespace go, see there.
+    drop(keeper);
+    report
 }
 
 /// Kills a machine and waits for its first process.
@@ -69,14 +72,17 @@ fn reap(pid: Pid) -> Result<Report, StepError> {
 
 struct Keeper<'a> {
     machine: &'a Cgroup,
-    /// The machine's mount namespace, until the machine is killed: it would keep the volume mounted.
-    mounts: Option<File>,
+    /// The machine's mount namespace, held until the agent is gone. Its end unmounts the volume, which waits for the
+    /// volume's own server; if that happened in the agent's last thread, before the thread has closed the server's
+    /// device, the two would wait for each other for ever.
+    mounts: File,
     /// The socket to the agent, until the agent ends.
     agent: Option<OwnedFd>,
     /// Whether the server still holds the other end of standard input.
     server: bool,
     /// The frozen mount, and when it is thawed.
     held: Option<(OwnedFd, Instant)>,
+    killed: bool,
 }
 
 impl Keeper<'_> {
@@ -141,17 +147,19 @@ impl Keeper<'_> {
         }
     }
 
-    /// Thaws, then kills: what waits for a frozen filesystem dies only when it is thawed.
+    /// Kills, and thaws: what waits for a frozen filesystem dies only when it is thawed.
     fn kill(&mut self) {
+        if self.killed {
+            return;
+        }
+        self.killed = true;
         if let Err(error) = self.machine.kill() {
             complain(&error);
         }
         if self.held.is_some() {
             self.thaw("the machine ends");
         }
-        if let Some(mounts) = self.mounts.take()
-            && let Err(error) = thaw_inside(&mounts)
-        {
+        if let Err(error) = thaw_inside(&self.mounts) {
             complain(&error);
         }
     }

@@ -104,7 +104,7 @@ fn make_directories(build: &Build) -> Result<(), StepError> {
         make_directory(&volume.join(directory), 0o755).step("make a directory on the volume")?;
     }
     make_directory(&volume.join("docker"), 0o710).step("make a directory on the volume")?;
-    for directory in ["base", "disk", "root"] {
+    for directory in ["base", "disk", "root", inside::EMPTY] {
         make_directory(&build.run.join(directory), 0o755).step("make a mount point")?;
     }
     Ok(())

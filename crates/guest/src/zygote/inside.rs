@@ -12,6 +12,7 @@ use rustix::{
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
 };
 
 /// Becomes the zygote and serves until the agent hangs up.
@@ -42,9 +43,9 @@ fn enter_root(build: &Build, docker: &OwnedFd) -> Result<(), StepError> {
     let root = mount::root(&path).step("open the root")?;
     let root = root.as_fd();
     rustix::process::umask(Mode::empty());
-    mount_processes(root)?;
+    mount_processes(root, build)?;
     mount_devices(root, build)?;
-    mount_system(root, &build.cgroup_legacy)?;
+    mount_system(root, build)?;
     let run = [("source", "run"), ("mode", "755"), ("size", "25%"), ("nr_inodes", "65536")];
     let run = mount::filesystem("tmpfs", &run, NOSUID | NODEV).step("make /run")?;
     let run_place = mount::own_place(root, "run").step("find /run")?;
@@ -89,7 +90,8 @@ const PROC_HIDDEN: [&str; 14] = [
     "vmallocinfo",
 ];
 
-fn mount_processes(root: BorrowedFd<'_>) -> Result<(), StepError> {
+fn mount_processes(root: BorrowedFd<'_>, build: &Build) -> Result<(), StepError> {
+    let empty = build.run.join(EMPTY);
     let proc = mount::filesystem("proc", &[("source", "proc")], NOSUID | NODEV | NOEXEC)
         .step("make /proc")?;
     let place = mount::own_place(root, "proc").step("find /proc")?;
@@ -99,7 +101,7 @@ fn mount_processes(root: BorrowedFd<'_>) -> Result<(), StepError> {
         make_read_only(proc.as_fd(), path).step("protect a part of /proc")?;
     }
     for path in PROC_HIDDEN {
-        hide(proc.as_fd(), path).step("hide a part of /proc")?;
+        hide(proc.as_fd(), path, &empty).step("hide a part of /proc")?;
     }
     Ok(())
 }
@@ -122,16 +124,17 @@ const SYS_HIDDEN: [&str; 14] = [
     "module",
 ];
 
-fn mount_system(root: BorrowedFd<'_>, cgroup_legacy: &[String]) -> Result<(), StepError> {
+fn mount_system(root: BorrowedFd<'_>, build: &Build) -> Result<(), StepError> {
+    let empty = build.run.join(EMPTY);
     let flags = NOSUID | NODEV | NOEXEC | RDONLY;
     let sys = mount::filesystem("sysfs", &[("source", "sysfs")], flags).step("make /sys")?;
     let place = mount::own_place(root, "sys").step("find /sys")?;
     mount::attach(sys.as_fd(), place.as_fd()).step("mount /sys")?;
     let sys = mount::own_place(root, "sys").step("open /sys")?;
     for path in SYS_HIDDEN {
-        hide(sys.as_fd(), path).step("hide a part of /sys")?;
+        hide(sys.as_fd(), path, &empty).step("hide a part of /sys")?;
     }
-    mount_cgroups(sys.as_fd(), cgroup_legacy).step("mount /sys/fs/cgroup")
+    mount_cgroups(sys.as_fd(), &build.cgroup_legacy).step("mount /sys/fs/cgroup")
 }
 
 fn mount_cgroups(sys: BorrowedFd<'_>, legacy: &[String]) -> io::Result<()> {
@@ -203,15 +206,17 @@ fn mount_devices(root: BorrowedFd<'_>, build: &Build) -> Result<(), StepError> {
     attach(queues.as_fd(), dev.as_fd(), "mqueue").step("mount /dev/mqueue")
 }
 
-/// Covers a directory with an empty one and anything else with nothing. A path that does not exist is fine.
-fn hide(root: BorrowedFd<'_>, path: &str) -> io::Result<()> {
+/// The agent's directory that covers what is hidden, in [`Build::run`].
+pub(super) const EMPTY: &str = "empty";
+
+/// Covers a directory with the empty one and anything else with nothing. A path that does not exist is fine.
+fn hide(root: BorrowedFd<'_>, path: &str, empty: &Path) -> io::Result<()> {
     let Some(place) = existing(root, path)? else { return Ok(()) };
     if FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode) == FileType::Directory {
-        let options = [("source", "hidden"), ("mode", "755"), ("size", "4k"), ("nr_inodes", "2")];
-        let empty = mount::filesystem("tmpfs", &options, NOSUID | NODEV | NOEXEC | RDONLY)?;
+        let empty = mount::bind(empty, NOSUID | NODEV | NOEXEC | RDONLY, None)?;
         return mount::attach(empty.as_fd(), place.as_fd());
     }
-    let null = mount::bind(std::path::Path::new("/dev/null"), NOSUID | NOEXEC, None)?;
+    let null = mount::bind(Path::new("/dev/null"), NOSUID | NOEXEC, None)?;
     mount::attach(null.as_fd(), place.as_fd())
 }
 
