@@ -91,7 +91,7 @@ impl Agent {
             let changed = async {
                 if identity.changed().await.is_err() {
                     // Nobody can change the identity any more, so this one is final.
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
             };
             tokio::select! {

@@ -58,7 +58,7 @@ fn describe(errno: Errno) -> (&'static str, StatusCode, &'static str) {
         Errno::BUSY => ("EBUSY", StatusCode::CONFLICT, "device or resource busy"),
         Errno::DQUOT => ("EDQUOT", StatusCode::INSUFFICIENT_STORAGE, "disk quota exceeded"),
         Errno::EXIST => ("EEXIST", StatusCode::CONFLICT, "file exists"),
-        Errno::FBIG => ("EFBIG", StatusCode::PAYLOAD_TOO_LARGE, "file too large"),
+        Errno::FBIG => ("EFBIG", StatusCode::BAD_REQUEST, "file too large"),
         Errno::INVAL => ("EINVAL", StatusCode::BAD_REQUEST, "invalid argument"),
         Errno::ISDIR => ("EISDIR", StatusCode::BAD_REQUEST, "is a directory"),
         Errno::LOOP => ("ELOOP", StatusCode::BAD_REQUEST, "too many levels of symbolic links"),
