@@ -157,7 +157,10 @@ async fn converse(
             (outcome, _) => break Ok(outcome),
         }
     };
-    if !matches!(end, Ok(Outcome::Exited(_))) {
+    if matches!(end, Ok(Outcome::Exited(128..))) && !modes.is_at_line_start() {
+        // A program that was killed leaves its last line as it is, and the shell's prompt would stand behind it.
+        output::note("\r\n");
+    } else if !matches!(end, Ok(Outcome::Exited(_))) {
         // The program still runs or went without a word, so what it did to the terminal is undone for it. A terminal that
         // does not take this is gone.
         drop(streams.stdout.write_all(modes.reset().as_bytes()).await);

@@ -109,6 +109,7 @@ pub(crate) struct Modes {
     on: BTreeSet<u16>,
     parser: Parser,
     numbers: Vec<u16>,
+    last: Option<u8>,
 }
 
 /// How far into a sequence the reader is.
@@ -133,8 +134,14 @@ const CURSOR_VISIBLE: u16 = 25;
 const NUMBERS_MAX: usize = 16;
 
 impl Modes {
+    /// Whether the last thing that was printed ended a line.
+    pub(crate) fn is_at_line_start(&self) -> bool {
+        self.last.is_none_or(|last| last == b'\n')
+    }
+
     /// Reads a piece of output.
     pub(crate) fn read(&mut self, output: &[u8]) {
+        self.last = output.last().copied().or(self.last);
         for byte in output {
             self.parser = match (self.parser, byte) {
                 (_, 0x1b) => Parser::Escape,
@@ -200,6 +207,17 @@ mod tests {
             output.iter().for_each(|piece| modes.read(piece.as_bytes()));
             assert_eq!(modes.reset(), reset, "{output:?}");
             assert_eq!(modes.reset(), "");
+        }
+    }
+
+    #[test]
+    fn an_unfinished_line_is_known() {
+        let mut modes = Modes::default();
+        for (output, is_at_line_start) in
+            [("", true), ("$ ", false), ("", false), ("exit\r\n", true)]
+        {
+            modes.read(output.as_bytes());
+            assert_eq!(modes.is_at_line_start(), is_at_line_start, "{output:?}");
         }
     }
 
