@@ -356,7 +356,16 @@ fn mounts_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
 async fn unmount(mount: &Path) -> Result<(), Error> {
     let end = tokio::time::Instant::now() + UNMOUNT_LIMIT;
     loop {
-        match rustix::mount::unmount(mount, UnmountFlags::NOFOLLOW) {
+        let path = mount.to_owned();
+        // The last unmount of the root writes back what the volume's filesystem holds, so it waits for the volume's
+        // server, which may need the threads of async tasks.
+        let unmounted = tokio::task::spawn_blocking(move || {
+            rustix::mount::unmount(&path, UnmountFlags::NOFOLLOW)
+        });
+        match unmounted
+            .await
+            .map_err(|error| failed("unmount the root")(io::Error::other(error)))?
+        {
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
             // The kernel lets go of a dead process's files and namespaces a little after its end.
             Err(Errno::BUSY) if tokio::time::Instant::now() < end => {
