@@ -169,6 +169,16 @@ impl Cache {
         }
     }
 
+    /// Gives all space back, because the disk is full and everything here is in the bucket.
+    pub(crate) fn clear(&self) {
+        let mut state = lock(&self.state);
+        if state.blocks > 0 {
+            let removals = state.removals + 1;
+            *state = State { removals, ..State::default() };
+            self.punch_hole(0..crate::VOLUME_BLOCKS);
+        }
+    }
+
     /// Remembers what is present. The cache must not change any more.
     pub(crate) fn save(&self, tag: &Tag) -> io::Result<()> {
         let state = lock(&self.state);

@@ -14,6 +14,9 @@
 
 mod fuse;
 mod loops;
+mod syncer;
+
+pub use syncer::Syncer;
 
 use crate::{
     Error, Volume,
@@ -73,6 +76,16 @@ impl Device {
         self.device.as_ref().map_or(Path::new(""), Loop::path)
     }
 
+    /// The number of the FUSE connection: writing to `/sys/fs/fuse/connections/NUMBER/abort` ends it from outside.
+    ///
+    /// That is needed when this process is killed while one of its threads waits for the disk: the kernel waits for the
+    /// thread, the thread for the disk, and the disk for this process, whose descriptor of the connection stays open as long
+    /// as the thread lives.
+    #[must_use]
+    pub fn connection(&self) -> u32 {
+        self.fuse.as_ref().map_or(0, |fuse| fuse.connection)
+    }
+
     /// Takes both down. Returns when the loop device is free and the threads are gone. Nothing may have it open.
     pub fn detach(mut self) -> Result<(), Error> {
         let deadline = Instant::now() + DEADLINE;
@@ -108,6 +121,7 @@ pub fn mark_io_flusher() -> io::Result<()> {
 #[derive(Debug)]
 struct Fuse {
     dir: PathBuf,
+    connection: u32,
     thread: Option<JoinHandle<io::Result<()>>>,
 }
 
@@ -126,8 +140,10 @@ impl Fuse {
         let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
         rustix::mount::mount(name, dir, "fuse", flags, options.as_c_str())
             .attempt("mount the FUSE file")?;
-        let mut mounted = Self { dir: dir.to_owned(), thread: None };
+        let mut mounted = Self { dir: dir.to_owned(), connection: 0, thread: None };
         mounted.thread = Some(serve(volume, fuse.into()).attempt("serve the FUSE file")?);
+        let device = rustix::fs::stat(dir).attempt("look at the FUSE mount")?.st_dev;
+        mounted.connection = rustix::fs::minor(device);
         Ok(mounted)
     }
 

@@ -140,11 +140,6 @@ impl Journal {
         }
     }
 
-    /// The sequence of the newest record.
-    pub(crate) fn sequence_last(&self) -> u64 {
-        self.sequence_last
-    }
-
     /// Appends a record. `data` is what is written, with its CRC32C, or empty. After an error there is no record.
     pub(crate) fn append(
         &mut self,

@@ -38,6 +38,7 @@ mod fetch;
 mod flush;
 mod journal;
 mod map;
+mod memory;
 mod seal;
 mod segment;
 mod settings;
@@ -51,7 +52,7 @@ pub mod blank;
 mod testing;
 
 pub use checkpoint::{Checkpoint, NewCheckpoint};
-pub use device::{Device, mark_io_flusher};
+pub use device::{Device, Syncer, mark_io_flusher};
 pub use error::{Error, ErrorKind};
 pub use map::fork;
 pub use settings::Settings;

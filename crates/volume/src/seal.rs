@@ -13,14 +13,15 @@ use crate::{
     BLOCK_BYTES, Settings,
     error::{Attempt as _, Error, ErrorKind},
     map::{Commit, Garbage, MergeCursor, NewSegment},
-    segment::{BlockEntry, Contents, SegmentName, StoredRuns, encode},
+    memory,
+    segment::{BlockEntry, Contents, SegmentName, StoredRuns, encode_head},
     sync::{lock, read, write},
     tail::{Batch, Unsealed},
     volume::{Shared, Ship},
 };
 use base::backoff::Backoff;
 use bytes::Bytes;
-use object_store::{ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectStoreExt as _, PutMode, PutOptions};
 use std::{
     collections::VecDeque,
     future::Future,
@@ -35,6 +36,9 @@ const PUTS_MAX: usize = 3;
 
 /// Tries of the first shipping: with the default waits, they go on for about a minute.
 const OPEN_RETRIES_MAX: u32 = 18;
+
+/// After so many sealed bytes in a row, the memory that they took is given back to the system.
+const TRIM_BYTES: u64 = 4 << 20;
 
 /// Garbage is looked for so long after the last change, and then as long as there is any.
 const RECLAIM_DELAY: Duration = Duration::from_secs(5);
@@ -113,9 +117,15 @@ struct Prepared {
 async fn drain(shared: &Arc<Shared>) -> bool {
     let mut puts = Puts::default();
     let mut any = false;
+    let mut sealed_bytes = 0;
     loop {
         puts.top_up(shared);
-        let Some(prepared) = puts.next().await else { return any };
+        let Some(prepared) = puts.next().await else {
+            if sealed_bytes >= TRIM_BYTES {
+                memory::trim();
+            }
+            return any;
+        };
         any = true;
         let operations = shared.operations.clone();
         let mut ship = operations.lock().await;
@@ -127,6 +137,7 @@ async fn drain(shared: &Arc<Shared>) -> bool {
         }
         ship_until_done(shared, ship.as_mut()).await;
         shared.shipped(last.number, last.sequence_last);
+        sealed_bytes += last.journal_bytes;
     }
 }
 
@@ -174,14 +185,14 @@ async fn prepare(shared: Arc<Shared>, batch: Arc<Batch>) -> Prepared {
         let sequence = shared.segment_next.fetch_add(1, Ordering::Relaxed);
         let name =
             SegmentName { volume: shared.settings.volume, epoch: shared.settings.epoch, sequence };
-        let (bytes, data_offset) = encode(&name, &prepared.contents, &runs);
-        let bytes = Bytes::from(bytes);
-        if until_done(&shared.settings, "put a segment", || create(&shared, &name, bytes.clone()))
-            .await
-        {
-            let runs = runs.table().to_vec();
+        let head = Bytes::from(encode_head(&name, &prepared.contents, &runs));
+        let data_offset = u32::try_from(head.len()).expect("a batch is bounded");
+        let parts = [head, runs.data()];
+        let put = || create(&shared, &name, parts.clone());
+        if until_done(&shared.settings, "put a segment", put).await {
+            let bytes = parts.iter().map(|part| part.len() as u64).sum();
             prepared.segment =
-                Some(NewSegment { name, bytes: bytes.len() as u64, data_offset, runs });
+                Some(NewSegment { name, bytes, data_offset, runs: runs.table().to_vec() });
             return prepared;
         }
         prepared.orphans.push(name);
@@ -221,26 +232,25 @@ fn is_zero(block: &[u8]) -> bool {
 }
 
 /// Creates the object. Returns whether it is ours.
-async fn create(shared: &Shared, name: &SegmentName, bytes: Bytes) -> Result<bool, Error> {
+async fn create(shared: &Shared, name: &SegmentName, parts: [Bytes; 2]) -> Result<bool, Error> {
     let key = name.key();
     let options = PutOptions::from(PutMode::Create);
-    match shared.store.put_opts(&key, PutPayload::from(bytes.clone()), options).await {
+    match shared.store.put_opts(&key, parts.iter().cloned().collect(), options).await {
         Ok(_) => Ok(true),
         Err(
             object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. },
         ) => {
-            let there = match shared.store.get(&key).await {
-                Ok(there) => there.bytes().await.attempt("read what is at a taken key")?,
-                // Between the two answers it was not there: the next try creates it.
-                Err(error) => {
-                    return Err(Error::with(
-                        ErrorKind::Unavailable,
-                        "read what is at a taken key",
-                        error,
-                    ));
-                }
-            };
-            Ok(there == bytes)
+            let there = shared.store.get(&key).await;
+            // If it is not there after all, the next try creates it.
+            let there = there
+                .map_err(|error| {
+                    Error::with(ErrorKind::Unavailable, "read what is at a taken key", error)
+                })?
+                .bytes()
+                .await
+                .attempt("read what is at a taken key")?;
+            let [head, data] = &parts;
+            Ok(there.strip_prefix(head.as_ref()) == Some(data.as_ref()))
         }
         Err(error) => Err(error).attempt("create a segment"),
     }
@@ -250,7 +260,7 @@ async fn commit(shared: &Arc<Shared>, prepared: Prepared) -> Arc<Batch> {
     let prepared = Arc::new(prepared);
     until_done(&shared.settings, "commit a batch", || {
         let (shared, prepared) = (shared.clone(), prepared.clone());
-        blocking(move || commit_now(&shared, &prepared))
+        blocking(move || shared.with_room(|| commit_now(&shared, &prepared)))
     })
     .await;
     prepared.batch.clone()

@@ -17,14 +17,12 @@ use crate::{
     BLOCK_BYTES, VolumeId,
     decode::{DecodeError, Fields},
 };
+use bytes::Bytes;
 use object_store::path::Path;
 use std::ops::Range;
 
 /// The blocks of a run: 64 KiB of data.
 pub(crate) const RUN_BLOCKS: u32 = 16;
-
-/// The most blocks of a segment, so that no index or size overflows and a reader can refuse nonsense.
-pub(crate) const SEGMENT_BLOCKS_MAX: u32 = 1 << 16;
 
 const MAGIC: &[u8; 8] = b"PUCKSEG1";
 const VERSION: u32 = 1;
@@ -132,7 +130,7 @@ pub(crate) struct BlockEntry {
 #[derive(Debug)]
 pub(crate) struct StoredRuns {
     table: Vec<u8>,
-    data: Vec<u8>,
+    data: Bytes,
     count: u32,
 }
 
@@ -140,7 +138,8 @@ impl StoredRuns {
     /// Compresses the data where that saves a tenth.
     pub(crate) fn new(data: &[u8]) -> std::io::Result<Self> {
         let mut compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)?;
-        let mut runs = Self { table: Vec::new(), data: Vec::with_capacity(data.len()), count: 0 };
+        let (mut table, mut stored_runs, mut count) =
+            (Vec::new(), Vec::with_capacity(data.len()), 0);
         for raw in data.chunks(RUN_BLOCKS as usize * BLOCK_BYTES) {
             let compressed = compressor.compress(raw)?;
             let (codec, stored) = if compressed.len() <= raw.len() - raw.len() / 10 {
@@ -150,24 +149,29 @@ impl StoredRuns {
             };
             let length = u32::try_from(stored.len()).expect("a run is at most 64 KiB");
             for field in [length, codec.number(), crc32c::crc32c(stored)] {
-                runs.table.extend_from_slice(&field.to_le_bytes());
+                table.extend_from_slice(&field.to_le_bytes());
             }
-            runs.data.extend_from_slice(stored);
-            runs.count += 1;
+            stored_runs.extend_from_slice(stored);
+            count += 1;
         }
-        Ok(runs)
+        Ok(Self { table, data: Bytes::from(stored_runs), count })
     }
 
     /// The run table as the map stores it.
     pub(crate) fn table(&self) -> &[u8] {
         &self.table
     }
+
+    /// What comes behind the head of a segment.
+    pub(crate) fn data(&self) -> Bytes {
+        self.data.clone()
+    }
 }
 
-/// The bytes of a segment, and where its data begins.
-pub(crate) fn encode(name: &SegmentName, contents: &Contents, runs: &StoredRuns) -> (Vec<u8>, u32) {
+/// A segment up to its data, which begins where this ends.
+pub(crate) fn encode_head(name: &SegmentName, contents: &Contents, runs: &StoredRuns) -> Vec<u8> {
     let tables = contents.blocks.len() * 8 + contents.zeros.len() * 8 + runs.table.len();
-    let mut bytes = Vec::with_capacity(HEADER_BYTES + tables + runs.data.len());
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + tables);
     let count = |length: usize| u32::try_from(length).expect("a batch is bounded").to_le_bytes();
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&VERSION.to_le_bytes());
@@ -189,9 +193,7 @@ pub(crate) fn encode(name: &SegmentName, contents: &Contents, runs: &StoredRuns)
     bytes.extend_from_slice(&runs.table);
     let crc = head_crc(&bytes);
     bytes[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
-    let data_offset = u32::try_from(bytes.len()).expect("a batch is bounded");
-    bytes.extend_from_slice(&runs.data);
-    (bytes, data_offset)
+    bytes
 }
 
 /// The checksum of header and tables, without its own field.

@@ -166,11 +166,6 @@ impl CopyShip {
             std::fs::write(format!("{}{suffix}", self.db.display()), bytes).unwrap();
         }
     }
-
-    /// The same copies, for a database at another place.
-    pub(crate) fn for_db(&self, db: PathBuf) -> Self {
-        Self { db, ..self.clone() }
-    }
 }
 
 #[async_trait]

@@ -339,7 +339,7 @@ impl Shared {
                 "the journal could not be synced; nothing more is accepted",
             ));
         }
-        let record = journal.append(kind, offset, length, data)?;
+        let record = self.with_room(|| journal.append(kind, offset, length, data))?;
         lock(&self.backlog).bytes += record.bytes;
         let mut tail = write(&self.tail);
         let first = tail.active_since().is_none();
@@ -355,6 +355,21 @@ impl Shared {
             self.wake.notify_one();
         }
         Ok((batch, slot))
+    }
+
+    /// Runs something that writes to the local disk, and once more without the cache if the disk is full.
+    pub(crate) fn with_room<T>(
+        &self,
+        mut work: impl FnMut() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        match work() {
+            Err(error) if error.kind() == ErrorKind::Exhausted && self.cache.bytes() > 0 => {
+                tracing::warn!("the local disk is full; the cache is given up for the journal");
+                self.cache.clear();
+                work()
+            }
+            result => result,
+        }
     }
 
     /// Waits until the unsealed tail is below its bound.

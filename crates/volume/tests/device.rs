@@ -67,7 +67,8 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if self.device.is_some() {
-            drop(rustix::mount::unmount(&self.mount, UnmountFlags::empty()));
+            // A test that failed says so itself.
+            rustix::mount::unmount(&self.mount, UnmountFlags::empty()).ok();
         }
     }
 }
@@ -116,6 +117,7 @@ fn ext4_survives_detaching_checkpoints_and_the_loss_of_the_local_directory() {
     runtime.block_on(blank::create(&blank_volume, &scratch.path().join("mkfs"))).unwrap();
     let stats = blank_volume.stats().unwrap();
     assert!(stats.stored_bytes < 4 << 20, "a blank volume is small: {stats:?}");
+    assert_eq!(stats.logical_bytes % volume::BLOCK_BYTES as u64, 0);
     runtime.block_on(blank_volume.close()).unwrap();
     let dir = scratch.path().join("volume");
     fs::create_dir_all(&dir).unwrap();
@@ -185,4 +187,137 @@ fn ext4_survives_detaching_checkpoints_and_the_loss_of_the_local_directory() {
 fn is_bound(path: &Path) -> bool {
     let name = path.file_name().unwrap().to_str().unwrap();
     Path::new(&format!("/sys/block/{name}/loop/backing_file")).exists()
+}
+
+/// What the victim of the next test finds in its environment.
+const VICTIM: &str = "PUCK_VICTIM_DIR";
+
+/// A bucket that takes so many objects and then none.
+#[derive(Debug)]
+struct Failing(InMemory, std::sync::atomic::AtomicBool);
+
+impl std::fmt::Display for Failing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Failing")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Failing {
+    async fn put_opts(
+        &self,
+        location: &object_store::path::Path,
+        payload: object_store::PutPayload,
+        options: object_store::PutOptions,
+    ) -> object_store::Result<object_store::PutResult> {
+        if self.1.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(object_store::Error::Generic { store: "failing", source: "away".into() });
+        }
+        self.0.put_opts(location, payload, options).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &object_store::path::Path,
+        options: object_store::PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn object_store::MultipartUpload>> {
+        self.0.put_multipart_opts(location, options).await
+    }
+
+    async fn get_opts(
+        &self,
+        location: &object_store::path::Path,
+        options: object_store::GetOptions,
+    ) -> object_store::Result<object_store::GetResult> {
+        self.0.get_opts(location, options).await
+    }
+
+    fn delete_stream(
+        &self,
+        locations: futures::stream::BoxStream<
+            'static,
+            object_store::Result<object_store::path::Path>,
+        >,
+    ) -> futures::stream::BoxStream<'static, object_store::Result<object_store::path::Path>> {
+        self.0.delete_stream(locations)
+    }
+
+    fn list(
+        &self,
+        prefix: Option<&object_store::path::Path>,
+    ) -> futures::stream::BoxStream<'static, object_store::Result<object_store::ObjectMeta>> {
+        self.0.list(prefix)
+    }
+
+    async fn list_with_delimiter(
+        &self,
+        prefix: Option<&object_store::path::Path>,
+    ) -> object_store::Result<object_store::ListResult> {
+        self.0.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(
+        &self,
+        from: &object_store::path::Path,
+        to: &object_store::path::Path,
+        options: object_store::CopyOptions,
+    ) -> object_store::Result<()> {
+        self.0.copy_opts(from, to, options).await
+    }
+}
+
+/// The process that the next test kills: it waits in a sync of its own disk, which the bucket holds up.
+#[test]
+fn a_victim_waits_for_its_own_disk() {
+    let Some(dir) = std::env::var_os(VICTIM).map(PathBuf::from) else { return };
+    // What it mounts must go with it.
+    // SAFETY: Only the mount namespace of this process changes; no descriptor is shared in a new way.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
+    let flags =
+        rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", flags).unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let store = Arc::new(Failing(InMemory::new(), false.into()));
+    let mut settings = Settings::new(VolumeId::now(), 1, dir.join("local"));
+    settings.tail_bytes_max = 4 << 20;
+    let ship = CopyShip { db: dir.join("local/map.db"), shipped: Arc::default() };
+    let volume = runtime.block_on(Volume::open(settings, store.clone(), Box::new(ship))).unwrap();
+    runtime.block_on(blank::create(&volume, &dir.join("mkfs"))).unwrap();
+    let mounted = Mounted::new(&volume, &dir, 1);
+    assert!(mounted.device.as_ref().unwrap().connection() > 0);
+    fs::write(mounted.mount.join("file"), pattern(3, 16 << 20)).unwrap();
+    let syncer = volume::Syncer::new(fs::File::open(&mounted.mount).unwrap()).unwrap();
+    store.1.store(true, std::sync::atomic::Ordering::SeqCst);
+    fs::write(dir.join("waiting"), "").unwrap();
+    panic!("the sync ended: {:?}", syncer.sync());
+}
+
+#[test]
+fn a_process_that_waits_for_its_own_disk_can_be_killed() {
+    require_root();
+    let scratch = tempfile::tempdir().unwrap();
+    let mut victim = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_victim_waits_for_its_own_disk", "--nocapture"])
+        .env(VICTIM, scratch.path())
+        .spawn()
+        .unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let in_sync = |pid: u32| {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let mut waits =
+            tasks.map(|task| fs::read_to_string(task.path().join("stat")).unwrap_or_default());
+        waits.any(|stat| stat.contains("(volume-sync) D"))
+    };
+    while !(scratch.path().join("waiting").exists() && in_sync(victim.id())) {
+        assert!(std::time::Instant::now() < deadline, "the victim never waited");
+        assert!(victim.try_wait().unwrap().is_none(), "the victim ended by itself");
+        std::thread::yield_now();
+    }
+    victim.kill().unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while victim.try_wait().unwrap().is_none() {
+        assert!(std::time::Instant::now() < deadline, "process {} cannot be killed", victim.id());
+        std::thread::yield_now();
+    }
 }

@@ -25,11 +25,14 @@ const REQUEST_BYTES_MAX: u32 = 1 << 20;
 /// Requests that the kernel keeps under way at the same time.
 const BACKGROUND_MAX: u16 = 64;
 
+/// A buffer of a thread that grew beyond this is given back.
+const BUFFER_BYTES_KEPT: usize = 256 << 10;
+
 /// Attributes never change, so the kernel need not ask again.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 thread_local! {
-    /// What a serving thread reads into, kept so that a read allocates nothing.
+    /// What a serving thread reads into, kept so that a small read allocates nothing.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -101,6 +104,9 @@ impl Filesystem for Disk {
             match self.volume.read(offset, buffer) {
                 Ok(()) => reply.data(buffer),
                 Err(error) => reply.error(errno("read", &error)),
+            }
+            if buffer.capacity() > BUFFER_BYTES_KEPT {
+                *buffer = Vec::new();
             }
         });
     }

@@ -1,14 +1,14 @@
 //! A whole segment is parsed back from its own bytes, and every damaged one is refused.
 
-use super::{
-    BlockEntry, Contents, HEADER_BYTES, MAGIC, Run, SEGMENT_BLOCKS_MAX, SegmentName, StoredRuns,
-    VERSION,
-};
-use super::{encode, head_crc, parse_runs};
+use super::{BlockEntry, Contents, HEADER_BYTES, MAGIC, Run, SegmentName, StoredRuns, VERSION};
+use super::{encode_head, head_crc, parse_runs};
 use crate::{
     BLOCK_BYTES, VolumeId,
     decode::{DecodeError, Fields},
 };
+
+/// More blocks than any segment has.
+const BLOCKS_MAX: u32 = 1 << 16;
 
 /// Everything that a segment says about itself: what rebuilding a map from segments alone needs.
 struct Parsed {
@@ -29,7 +29,7 @@ fn parse(bytes: &[u8]) -> Result<Parsed, DecodeError> {
         return Err(DecodeError::Version(version));
     }
     let [blocks, runs, zeros] = [fields.u32()?, fields.u32()?, fields.u32()?];
-    if blocks > SEGMENT_BLOCKS_MAX || zeros > 1 << 20 || runs > blocks {
+    if blocks > BLOCKS_MAX || zeros > 1 << 20 || runs > blocks {
         return Err(DecodeError::Value("count"));
     }
     let _volume: [u8; 16] = fields.array()?;
@@ -73,7 +73,8 @@ fn sample() -> (SegmentName, Contents, Vec<u8>) {
         contents.data.extend_from_slice(&data);
     }
     let runs = StoredRuns::new(&contents.data).unwrap();
-    let (bytes, _) = encode(&name, &contents, &runs);
+    let mut bytes = encode_head(&name, &contents, &runs);
+    bytes.extend_from_slice(&runs.data());
     (name, contents, bytes)
 }
 
