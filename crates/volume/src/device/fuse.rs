@@ -4,7 +4,7 @@ use crate::{BLOCK_BYTES, Error, ErrorKind, VOLUME_BYTES, Volume};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyWrite, Request, WriteFlags,
+    ReplyWrite, ReplyXattr, Request, WriteFlags,
 };
 use std::{
     cell::RefCell,
@@ -76,6 +76,18 @@ impl Filesystem for Disk {
             INodeNo::ROOT | FILE => reply.attr(&FOREVER, &attributes(ino)),
             _ => reply.error(Errno::ENOENT),
         }
+    }
+
+    /// The kernel asks for file capabilities at the first write, and never again when it hears that there are none at all.
+    fn getxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _size: u32,
+        reply: ReplyXattr,
+    ) {
+        reply.error(Errno::ENOSYS);
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
