@@ -23,6 +23,7 @@ pub(crate) enum Verb {
     Exists { path: String },
     Exit { status: i32 },
     Abort,
+    MountAndAbort,
     FreezeAndAbort,
     FreezeWithoutAWordAndAbort,
     FreezeAndWrite,
@@ -153,6 +154,11 @@ async fn answer(container: &Container, freezer: &mut Freezer, verb: Verb) -> Ans
             // SAFETY: FIFREEZE touches no memory of ours.
             unsafe { rustix::ioctl::ioctl(data(), rustix::ioctl::NoArg::<FIFREEZE>::new()) }
                 .unwrap();
+            std::process::abort()
+        }
+        Verb::MountAndAbort => {
+            crate::disk::mount(&Path::new(DATA).join("image"), VOLUME);
+            fs::write(Path::new(VOLUME).join("file"), "not written back yet").unwrap();
             std::process::abort()
         }
         Verb::FreezeAndAbort => {

@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod agent;
+mod disk;
 mod stage;
 
 use agent::{Answer, Verb};
@@ -52,6 +53,7 @@ fn trials(runtime: &Arc<Runtime>, stage: &Arc<Stage>) -> Vec<Trial> {
         low_ports_and_ping_work_without_rights,
         the_end_of_the_agent_is_the_end_of_the_machine,
         a_killed_machine_leaves_nothing,
+        an_agent_that_serves_its_own_volume_can_die,
         a_frozen_volume_is_thawed_when_the_agent_dies,
         a_frozen_volume_is_thawed_when_it_takes_too_long,
         a_machine_that_cannot_start_says_why_and_leaves_nothing,
@@ -179,6 +181,18 @@ async fn a_killed_machine_leaves_nothing(stage: &Stage) {
     assert!(during.len() >= before.len() + 3, "{during:?}");
     machine.kill().await.unwrap();
     assert_eq!(stage.traces(), before);
+}
+
+async fn an_agent_that_serves_its_own_volume_can_die(stage: &Stage) {
+    // Which of the agent's threads ends last is chance.
+    for _ in 0..5 {
+        let (mut machine, mut agent) = stage.boot("server").await;
+        stage::make_image(&stage.data("server").join("image"));
+        agent.tell(Verb::MountAndAbort).await;
+        let ended = tokio::time::timeout(stage::PATIENCE, machine.wait()).await;
+        assert_eq!(ended, Ok(ABORTED), "the agent waits for itself");
+        machine.kill().await.unwrap();
+    }
 }
 
 async fn a_frozen_volume_is_thawed_when_the_agent_dies(stage: &Stage) {

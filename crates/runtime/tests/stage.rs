@@ -34,7 +34,7 @@ pub(crate) const HOST_LOCAL: &str = "192.0.2.9";
 pub(crate) const METADATA: &str = "169.254.169.254";
 
 /// How long a condition may take to come true on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Moves this process, before it has threads, into namespaces of its own, and sets up the network.
 pub(crate) fn enter() {
@@ -291,6 +291,13 @@ fn fill_base(base: &Path) {
         "root::0:0::/root:/bin/sh\nsprite:x:1001:1001::/home/sprite:/bin/sh\n",
     )
     .unwrap();
+}
+
+/// An empty ext4 in a file.
+pub(crate) fn make_image(path: &Path) {
+    let _ = fs::remove_file(path);
+    fs::File::create(path).unwrap().set_len(8 << 20).unwrap();
+    execute(&format!("mkfs.ext4 -q {}", path.display()));
 }
 
 /// Runs all futures at once and gives their results in order.
