@@ -42,7 +42,7 @@ def test_a_command_runs_as_the_user_in_their_home(sh):
 
 def test_environment_and_directory(sprite):
     done = sprite.run(
-        "sh", "-c", "echo $ONE; echo $TWO; pwd; command -v python3; echo $HOME",
+        "sh", "-c", "echo \"$ONE\"; echo \"$TWO\"; pwd; command -v python3; echo $HOME",
         env={"ONE": "1", "TWO": "a b=c\n$d"}, cwd="/tmp", capture_output=True,
     )
     assert done.stdout.decode() == "1\na b=c\n$d\n/tmp\n/usr/bin/python3\n/home/sprite\n"

@@ -53,8 +53,8 @@ def test_directories_are_listed_made_and_removed(home, sh):
     (home / "a/b/c").mkdir(parents=True)
     sh("touch made/one made/two; mkdir made/three")
     with pytest.raises(FilesystemError):
-        (home / "made").mkdir()
-    (home / "made").mkdir(exist_ok=True)
+        (home / "made/one").mkdir(exist_ok=True)
+    (home / "made").mkdir()
     assert sorted((home / "made").listdir()) == ["one", "three", "two"]
     assert {path.name for path in (home / "made").iterdir()} == {"one", "two", "three"}
     with pytest.raises(DirectoryNotEmptyError):
