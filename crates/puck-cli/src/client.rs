@@ -6,6 +6,7 @@
 use crate::{
     endpoint::Endpoint,
     refusal::{BODY_BYTES_MAX, Refusal},
+    transport::is_about_trust,
 };
 use api::{
     checkpoint::{Checkpoint, CreateCheckpoint, Progress},
@@ -55,19 +56,12 @@ pub(crate) enum ClientError {
     /// No answer in time.
     #[error("{server} did not answer in time")]
     Timeout { server: String },
+    /// The server's certificate is not one that this host trusts, or is not for this name.
+    #[error("{server} is not trusted: {reason}")]
+    Untrusted { server: String, reason: String },
     /// No connection.
     #[error("cannot reach {server}: {reason}")]
     Unreachable { server: String, reason: String },
-}
-
-impl ClientError {
-    /// The server's own answer, if there was one.
-    pub(crate) fn refusal(&self) -> Option<&Refusal> {
-        match self {
-            Self::Refused(refusal) => Some(refusal),
-            _ => None,
-        }
-    }
 }
 
 type Result<T> = std::result::Result<T, ClientError>;
@@ -295,6 +289,9 @@ impl Client {
     fn failed(&self, error: &reqwest::Error) -> ClientError {
         let server = self.endpoint.to_string();
         match error {
+            error if is_about_trust(error) => {
+                ClientError::Untrusted { server, reason: root_cause(error) }
+            }
             error if error.is_connect() => {
                 ClientError::Unreachable { server, reason: root_cause(error) }
             }

@@ -4,7 +4,7 @@
 //! command line was wrong, `128 + n` when signal `n` ended the client.
 
 use crate::{client::ClientError, transport::TransportError};
-use std::process::ExitCode;
+use std::{error::Error, process::ExitCode};
 
 /// The exit code of a process whose standard output was closed: `128 + SIGPIPE`.
 const OUTPUT_CLOSED: u8 = 128 + 13;
@@ -49,26 +49,27 @@ pub(crate) fn code(error: &anyhow::Error) -> Exit {
 
 /// The line for a failed command: what was tried, what went wrong and, where it is known, what to do.
 pub(crate) fn line(error: &anyhow::Error) -> String {
-    let refusal = error.chain().find_map(|cause| {
-        let client = cause.downcast_ref::<ClientError>().and_then(ClientError::refusal);
-        client.or_else(|| cause.downcast_ref::<TransportError>().and_then(TransportError::refusal))
-    });
-    let unreachable = error.chain().any(|cause| {
-        matches!(cause.downcast_ref(), Some(ClientError::Unreachable { .. }))
-            || matches!(
-                cause.downcast_ref(),
-                Some(TransportError::Connect { .. } | TransportError::ConnectTimeout { .. })
-            )
-    });
-    let hint = match refusal {
-        Some(refusal) => refusal.hint(),
-        None if unreachable => {
-            Some("is the server running? SPRITES_API_URL says where it is looked for".into())
-        }
-        None => None,
-    };
-    match hint {
+    match error.chain().find_map(hint) {
         Some(hint) => format!("error: {error:#} ({hint})"),
         None => format!("error: {error:#}"),
+    }
+}
+
+/// What the user can do about one cause of a failure.
+fn hint(cause: &(dyn Error + 'static)) -> Option<String> {
+    const UNREACHABLE: &str = "is the server running? SPRITES_API_URL says where it is looked for";
+    const UNTRUSTED: &str = "SSL_CERT_FILE can name a file of the certificates to trust";
+    match (cause.downcast_ref(), cause.downcast_ref()) {
+        (Some(ClientError::Refused(refusal)), _) | (_, Some(TransportError::Refused(refusal))) => {
+            refusal.hint()
+        }
+        (Some(ClientError::Unreachable { .. }), _)
+        | (_, Some(TransportError::Connect { .. } | TransportError::ConnectTimeout { .. })) => {
+            Some(UNREACHABLE.into())
+        }
+        (Some(ClientError::Untrusted { .. }), _) | (_, Some(TransportError::Untrusted { .. })) => {
+            Some(UNTRUSTED.into())
+        }
+        _ => None,
     }
 }

@@ -11,7 +11,7 @@ use crate::{
 };
 use rustls::{ClientConfig, crypto::aws_lc_rs, pki_types::ServerName};
 use rustls_platform_verifier::BuilderVerifierExt;
-use std::{fmt::Write as _, io, sync::Arc, time::Duration};
+use std::{error::Error, fmt::Write as _, io, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
@@ -94,20 +94,15 @@ pub(crate) enum TransportError {
     /// Encryption cannot be set up.
     #[error("set up encryption")]
     Tls(#[source] rustls::Error),
+    /// The server's certificate is not one that this host trusts, or is not for this name.
+    #[error("{server} is not trusted")]
+    Untrusted { server: String, source: io::Error },
     /// The web socket was opened and then broke its own rules.
     #[error("the web socket broke")]
     WebSocket(#[source] Box<tungstenite::Error>),
 }
 
 impl TransportError {
-    /// The server's own answer, if there was one.
-    pub(crate) fn refusal(&self) -> Option<&Refusal> {
-        match self {
-            Self::Refused(refusal) => Some(refusal),
-            _ => None,
-        }
-    }
-
     /// Whether the server was reached but web sockets do not get through to it, so that a plain request may.
     pub(crate) fn is_worth_a_plain_request(&self) -> bool {
         match self {
@@ -154,8 +149,25 @@ async fn open(endpoint: &Endpoint) -> Result<Box<dyn Connection>> {
         .with_no_client_auth();
     let name = ServerName::try_from(endpoint.host().to_owned())
         .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
-    let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(failed)?;
-    Ok(Box::new(tls))
+    let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
+    Ok(Box::new(tls.map_err(|source| {
+        let server = endpoint.to_string();
+        if is_about_trust(&source) {
+            TransportError::Untrusted { server, source }
+        } else {
+            TransportError::Connect { server, source }
+        }
+    })?))
+}
+
+/// Whether an error, or what caused it, is that the other side's certificate was refused.
+pub(crate) fn is_about_trust(error: &(dyn Error + 'static)) -> bool {
+    let is_refusal = |error: &(dyn Error + 'static)| {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let tls = inner.and_then(|inner| inner.downcast_ref()).or_else(|| error.downcast_ref());
+        matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
+    };
+    std::iter::successors(Some(error), |&error| error.source()).any(is_refusal)
 }
 
 /// Opens a web socket at an already encoded path and query.
@@ -330,7 +342,8 @@ impl<R: AsyncRead + Unpin> Answer<R> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Answer, TransportError};
+    use super::{Answer, TransportError, is_about_trust};
+    use std::io;
 
     async fn chunks(body: &str) -> Result<Vec<Vec<u8>>, TransportError> {
         let mut answer = Answer::new(body.as_bytes());
@@ -366,6 +379,19 @@ mod tests {
             let mut answer = Answer::new(raw.as_bytes());
             let head = answer.head().await.expect("well formed");
             assert_eq!(answer.refusal(&head).await.to_string(), "sprite not found");
+        }
+    }
+
+    #[test]
+    fn a_refused_certificate_is_known_however_deep_it_lies() {
+        let refused = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let other = rustls::Error::HandshakeNotComplete;
+        for (cause, is_refusal) in [(refused, true), (other, false)] {
+            assert_eq!(is_about_trust(&cause), is_refusal);
+            let outer = io::Error::other(cause);
+            assert_eq!(is_about_trust(&outer), is_refusal);
+            let source = TransportError::Receive(outer);
+            assert_eq!(is_about_trust(&source), is_refusal);
         }
     }
 
