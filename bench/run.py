@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -274,6 +275,8 @@ def main() -> None:
     args = parser.parse_args()
     if os.geteuid() != 0:
         raise SystemExit("running sprites and mounting the native disk needs root")
+    # A benchmark that is ended cleans up as one that fails does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     directory = Path(tempfile.mkdtemp(prefix="puck-bench-", dir=args.directory))
     results = {"machine": machine(), "quick": args.quick}
     try:
