@@ -1,8 +1,8 @@
 //! Machines on a host of their own: needs root, and a Debian with `busybox-static`, `e2fsprogs`, `erofs-utils`, `iproute2`,
 //! `mount` and `nftables`.
 //!
-//! This program is also its own launcher, zygote and agent, so it must be linked statically:
-//! `RUSTFLAGS="-C target-feature=+crt-static" cargo test --target x86_64-unknown-linux-gnu -p runtime`.
+//! This program is also its own launcher, zygote and agent, so it must be linked statically. Where it is not, it has cargo
+//! build it so and runs that.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Some("agent") => return agent::main(),
         Some("server") => return serve_until_killed(),
         Some("ping") => return ping(),
+        _ if !stage::is_static() => return stage::run_static(),
         _ => stage::enter(),
     }
     let runtime = Arc::new(Runtime::new().unwrap());

@@ -20,6 +20,7 @@ use std::{
         unix::fs::{PermissionsExt, chown, symlink},
     },
     path::{Path, PathBuf},
+    process::ExitCode,
     time::Duration,
 };
 
@@ -36,17 +37,31 @@ pub(crate) const METADATA: &str = "169.254.169.254";
 /// How long a condition may take to come true on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Whether this program can be an agent: it must be linked statically, since a machine holds no libraries.
+pub(crate) fn is_static() -> bool {
+    !fs::read_to_string("/proc/self/maps").unwrap().contains("/ld-linux")
+}
+
+/// Builds this test again, linked statically, and runs that.
+pub(crate) fn run_static() -> ExitCode {
+    println!("building the tests of machines again, linked statically");
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    cargo.args(["test", "--package", "runtime", "--test", "machine"]);
+    cargo.args(["--target", &format!("{}-unknown-linux-gnu", std::env::consts::ARCH)]);
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    let status = cargo.arg("--").args(std::env::args_os().skip(1)).status().unwrap();
+    if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 /// Moves this process, before it has threads, into namespaces of its own, and sets up the network.
 pub(crate) fn enter() {
     assert!(rustix::process::geteuid().is_root(), "this test needs root: it builds real machines");
     assert!(
         Path::new("/bin/busybox").exists(),
         "this test needs /bin/busybox: apt-get install busybox-static"
-    );
-    let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    assert!(
-        !maps.contains("/ld-linux"),
-        "this test must be linked statically: see the head of tests/machine.rs"
     );
     // SAFETY: this process has one thread.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWNET) }.unwrap();
