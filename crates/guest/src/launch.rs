@@ -8,6 +8,7 @@
 //! On standard output the launcher writes one [`Report`] a line: that the agent runs or could not be started, and how it
 //! ended. Standard error is that of the agent too.
 
+mod connections;
 mod keeper;
 mod network;
 mod root;

@@ -8,7 +8,7 @@
 //! Before the kernel reports the agent's end it waits for every process of the machine, and a process that waits for a frozen
 //! filesystem cannot die. The end of the agent's socket comes before that, so that is what the keeper goes by.
 
-use super::{Report, Step, StepError, VOLUME};
+use super::{Report, Step, StepError, VOLUME, connections};
 use crate::{
     cgroup::Cgroup,
     freeze::{FREEZE_LIMIT, HOLD, RELEASE},
@@ -37,8 +37,15 @@ pub(super) fn keep(
 ) -> Result<Report, StepError> {
     let mounts = format!("/proc/{}/ns/mnt", pid.as_raw_nonzero());
     let mounts = File::open(mounts).step("open the machine's mount namespace")?;
-    let mut keeper =
-        Keeper { machine, mounts, agent: Some(agent), server: true, held: None, killed: false };
+    let mut keeper = Keeper {
+        machine,
+        pid,
+        mounts,
+        agent: Some(agent),
+        server: true,
+        held: None,
+        killed: false,
+    };
     while !keeper.turn(process)? {}
     keeper.kill();
     let report = reap(pid);
@@ -72,6 +79,8 @@ fn reap(pid: Pid) -> Result<Report, StepError> {
 
 struct Keeper<'a> {
     machine: &'a Cgroup,
+    /// The agent.
+    pid: Pid,
     /// The machine's mount namespace, held until the agent is gone. Its end unmounts the volume, which waits for the
     /// volume's own server; if that happened in the agent's last thread, before the thread has closed the server's
     /// device, the two would wait for each other for ever.
@@ -147,13 +156,17 @@ impl Keeper<'_> {
         }
     }
 
-    /// Kills, and thaws: what waits for a frozen filesystem dies only when it is thawed.
+    /// Kills, ends what the agent serves, and thaws: what waits for the agent's own disk or for a frozen filesystem dies
+    /// only then.
     fn kill(&mut self) {
         if self.killed {
             return;
         }
         self.killed = true;
         if let Err(error) = self.machine.kill() {
+            complain(&error);
+        }
+        if let Err(error) = connections::abort(self.pid) {
             complain(&error);
         }
         if self.held.is_some() {
