@@ -1,10 +1,11 @@
 """The wire itself, for what the Python SDK offers no call for."""
 
+import http.client
 import json
 from contextlib import contextmanager
+from json import dumps
 from urllib.parse import urlencode
 
-import httpx
 from websockets.sync.client import connect
 
 STDIN, STDOUT, STDERR, EXIT, STDIN_EOF = range(5)
@@ -79,8 +80,35 @@ def execute(server, sprite: str, *command: str, tty: bool = False, attach: str |
         yield Exec(socket, tty)
 
 
-def call(server, method: str, path: str, *, token: str | None = None, **kwargs) -> httpx.Response:
-    """One request, as it is: nothing in the path is changed on its way."""
-    headers = {"Authorization": f"Bearer {server.token if token is None else token}", **kwargs.pop("headers", {})}
-    kwargs.setdefault("timeout", 60)
-    return httpx.request(method, server.url + path, headers=headers, **kwargs)
+class Response:
+    """An answer, read to its end."""
+
+    def __init__(self, answer: http.client.HTTPResponse):
+        self.status_code = answer.status
+        self.headers = answer.headers
+        self.content = answer.read()
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.content.decode(errors="replace")
+
+    def json(self):
+        """The body as JSON."""
+        return json.loads(self.content)
+
+
+def call(server, method: str, path: str, *, headers=None, params=None, json=None, content=None, timeout=60) -> Response:
+    """One request with its path as it is: a client library would tidy away what the server must be able to take."""
+    headers = {"Authorization": f"Bearer {server.token}", **(headers or {})}
+    if params:
+        path += "?" + urlencode(params)
+    if json is not None:
+        content = dumps(json).encode()
+        headers["Content-Type"] = "application/json"
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout)
+    try:
+        connection.request(method, path, body=content, headers=headers)
+        return Response(connection.getresponse())
+    finally:
+        connection.close()
