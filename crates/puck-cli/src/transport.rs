@@ -162,12 +162,15 @@ async fn open(endpoint: &Endpoint) -> Result<Box<dyn Connection>> {
 
 /// Whether an error, or what caused it, is that the other side's certificate was refused.
 pub(crate) fn is_about_trust(error: &(dyn Error + 'static)) -> bool {
-    let is_refusal = |error: &(dyn Error + 'static)| {
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let tls = inner.and_then(|inner| inner.downcast_ref()).or_else(|| error.downcast_ref());
-        matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
-    };
-    std::iter::successors(Some(error), |&error| error.source()).any(is_refusal)
+    if matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))) {
+        return true;
+    }
+    // An `io::Error` does not count the error that it wraps as its source.
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    match wrapped {
+        Some(wrapped) => is_about_trust(wrapped),
+        None => error.source().is_some_and(is_about_trust),
+    }
 }
 
 /// Opens a web socket at an already encoded path and query.
@@ -390,7 +393,7 @@ mod tests {
             assert_eq!(is_about_trust(&cause), is_refusal);
             let outer = io::Error::other(cause);
             assert_eq!(is_about_trust(&outer), is_refusal);
-            let source = TransportError::Receive(outer);
+            let source = TransportError::Receive(io::Error::other(outer));
             assert_eq!(is_about_trust(&source), is_refusal);
         }
     }
