@@ -140,7 +140,8 @@ impl Account {
         let closed = closing.clone();
         let runtime = tokio::runtime::Handle::current();
         // SQLite blocks, so the writer has a thread of its own.
-        let writer = tokio::task::spawn_blocking(move || runtime.block_on(writer.run(waiting, closed)));
+        let writer =
+            tokio::task::spawn_blocking(move || runtime.block_on(writer.run(waiting, closed)));
         let writer = Mutex::new(Some(writer));
         Ok((Self { org, org_id, sprites: published, tokens, changes, closing, writer }, token))
     }

@@ -6,6 +6,7 @@
 //! token                 the token of the default organization, for its user
 //! accounts/ORG/         the account's database
 //! volumes/VOLUME/       journal, cache and map of a volume; all but the unsealed tail can be lost
+//! pool/VOLUME/          the same for the volumes of machines in the pool
 //! unsettled/VOLUME      a mark: something of the volume is here that is not in the bucket, or must be removed from it
 //! images/               base images
 //! run/                  what exists only while the server runs
@@ -89,6 +90,12 @@ impl DataDir {
     #[must_use]
     pub(crate) fn volumes(&self) -> PathBuf {
         self.root.join("volumes")
+    }
+
+    /// The directory of the local state of the volumes of pooled machines.
+    #[must_use]
+    pub(crate) fn pooled(&self) -> PathBuf {
+        self.root.join("pool")
     }
 
     /// The directory of the marks of volumes that are not settled.

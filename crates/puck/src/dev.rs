@@ -1,7 +1,7 @@
 //! `puck dev`: builds the server from its settings, runs it, and takes it apart.
 //!
 //! ```text
-//! listen -> lock data directory -> probe bucket -> own bucket -> image -> host -> blank volume -> account -> worker -> serve
+//! listen -> lock data directory -> host -> probe bucket -> own bucket -> image -> blank volume -> account -> worker -> serve
 //! ```
 //!
 //! It is taken apart in the opposite order. What fails on the way up takes down what is up. The bucket is released only when it
@@ -13,7 +13,7 @@ use crate::{
     data::DataDir,
     image,
     orchestrator::{self, Orchestrator, disk},
-    owner::{self, Ownership},
+    owner::{self, Claim},
     settings::Settings,
     worker::{self, Transition, Worker, WorkerSettings},
 };
@@ -41,75 +41,87 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
         .with_context(|| format!("listen on {}", settings.listen))?;
     let data = DataDir::open(&settings.data)?;
     let node = owner::node_id(data.root()).context("read the id of the data directory")?;
-    let Some(store) = unless(&stop, bucket::open(&settings.bucket)).await else { return Ok(()) };
-    let store = store?;
-    bucket::bind(&store, data.root()).await?;
-    let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let ownership = Ownership::claim(store.clone(), &node, &host_name, settings.take_over).await?;
-
-    let server = Server {
-        settings,
-        data,
-        node,
-        store,
-        epoch: ownership.epoch(),
-        stop,
-        fenced: CancellationToken::new(),
-    };
-    let outcome = server.run(listener).await;
-    if server.fenced.is_cancelled() {
-        anyhow::bail!("another server owns the bucket now");
-    }
-    if worker::is_settled(&server.data.unsettled()) {
-        ownership.release().await?;
-    } else {
-        warn!(
-            "the bucket lacks the last writes of some sprites: start again with this data directory to finish"
-        );
-    }
-    outcome
+    let instance = node.chars().filter(char::is_ascii_hexdigit).take(INSTANCE_DIGITS).collect();
+    let host = HostSettings { instance, run_dir: data.run(), agent: settings.agent.clone() };
+    // First, so that what a killed server left is cleaned even when this one may not start.
+    let host = Arc::new(Host::prepare(host).await.context("prepare this host")?);
+    let server = Server { settings, data, node, host, stop, fenced: CancellationToken::new() };
+    let outcome = server.own(listener).await;
+    let cleaned = server.host.shutdown().await.context("clean this host");
+    outcome.and(cleaned)
 }
 
 struct Server {
     settings: Settings,
     data: DataDir,
     node: String,
-    store: Arc<dyn ObjectStore>,
-    epoch: u64,
+    host: Arc<Host>,
     stop: CancellationToken,
     fenced: CancellationToken,
 }
 
 impl Server {
+    /// From a host that is ready to a bucket that is released.
+    async fn own(&self, listener: TcpListener) -> anyhow::Result<()> {
+        let opened = bucket::open(&self.settings.bucket);
+        let Some(store) = unless(&self.stop, opened).await else { return Ok(()) };
+        let store = store?;
+        bucket::bind(&store, self.data.root()).await?;
+        let claim = Claim {
+            node: self.node.clone(),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            take_over: self.settings.take_over,
+            unsettled: !self.is_settled(),
+        };
+        let ownership = claim.take(store.clone()).await?;
+        let outcome = self.start(&store, ownership.epoch(), listener).await;
+        if self.fenced.is_cancelled() {
+            anyhow::bail!("another server owns the bucket now");
+        }
+        if self.is_settled() {
+            ownership.release().await?;
+        } else {
+            warn!(
+                "the bucket lacks the last writes of some sprites: start again with this data directory"
+            );
+        }
+        outcome
+    }
+
+    fn is_settled(&self) -> bool {
+        worker::is_settled(&self.data.unsettled())
+    }
+
     /// From an owned bucket to the last sprite asleep.
-    async fn run(&self, listener: TcpListener) -> anyhow::Result<()> {
-        let images = self.data.images();
+    async fn start(
+        &self,
+        store: &Arc<dyn ObjectStore>,
+        epoch: u64,
+        listener: TcpListener,
+    ) -> anyhow::Result<()> {
         let progress = image::Progress::to_stderr();
-        let image_settings = image::Settings::default();
-        let image = image::ensure(&*self.store, &image_settings, &images, &progress);
+        let (image_settings, images) = (image::Settings::default(), self.data.images());
+        let image = image::ensure(&**store, &image_settings, &images, &progress);
         let Some(image) = unless(&self.stop, image).await else { return Ok(()) };
         let (image, _) = image.context("get a base image")?;
-        let instance =
-            self.node.chars().filter(char::is_ascii_hexdigit).take(INSTANCE_DIGITS).collect();
-        let host =
-            HostSettings { instance, run_dir: self.data.run(), agent: self.settings.agent.clone() };
-        let host = Host::prepare(host).await.context("prepare this host")?;
-        let (account, token, blank) = match self.durable(&image).await {
-            Ok(durable) => durable,
-            Err(error) => {
-                host.shutdown().await.context("clean this host")?;
-                return Err(error);
-            }
-        };
+        let blank = worker::blank_volume(store, epoch, &self.data.volumes()).await?;
+        let org = self.settings.org.clone();
+        let directory = self.data.account(org.as_str());
+        let fenced = self.fenced.clone();
+        let (account, token) =
+            Account::open(store.clone(), org, &directory, &self.data.token(), epoch, fenced)
+                .await
+                .context("open the account")?;
         let settings = WorkerSettings {
-            host,
-            store: self.store.clone(),
+            host: self.host.clone(),
+            store: store.clone(),
             volumes: self.data.volumes(),
+            pooled: self.data.pooled(),
             unsettled: self.data.unsettled(),
             images,
             blank,
             image: image.to_string(),
-            epoch: self.epoch,
+            epoch,
             cache_bytes_max: self.settings.cache_bytes_max,
             dns: self.settings.dns.clone(),
             limits: self.settings.limits,
@@ -117,44 +129,19 @@ impl Server {
             fenced: self.fenced.clone(),
         };
         let (worker, transitions) = Worker::start(settings).context("start the worker")?;
-        self.serve(listener, account, token, worker, transitions).await
-    }
-
-    /// What lives in the bucket: the account and the blank volume.
-    async fn durable(
-        &self,
-        image: &image::Digest,
-    ) -> anyhow::Result<(Account, Token, volume::VolumeId)> {
-        let blank = worker::blank_volume(&self.store, self.epoch, &self.data.volumes())
-            .await
-            .with_context(|| format!("make the blank volume for image {image}"))?;
-        let org = self.settings.org.clone();
-        let directory = self.data.account(org.as_str());
-        let fenced = self.fenced.clone();
-        let (account, token) = Account::open(
-            self.store.clone(),
-            org,
-            &directory,
-            &self.data.token(),
-            self.epoch,
-            fenced,
-        )
-        .await
-        .context("open the account")?;
-        Ok((account, token, blank))
+        self.serve(listener, Arc::new(account), token, worker, transitions).await
     }
 
     async fn serve(
         &self,
         listener: TcpListener,
-        account: Account,
+        account: Arc<Account>,
         token: Token,
         worker: Worker,
         transitions: mpsc::Receiver<Transition>,
     ) -> anyhow::Result<()> {
         let address = listener.local_addr().context("read the address")?;
-        let account = Arc::new(account);
-        let asleep = CancellationToken::new();
+        let (asleep, stop) = (CancellationToken::new(), self.stop.clone());
         let recorder = tokio::spawn(record(account.clone(), transitions, asleep.clone()));
         let idle_timeout = self.settings.idle_timeout;
         let orchestrator = Arc::new(Orchestrator::new(
@@ -162,27 +149,27 @@ impl Server {
             worker,
             address,
             idle_timeout,
-            self.stop.clone(),
+            stop.clone(),
         ));
-        orchestrator.spawn(recover(orchestrator.clone()));
+        orchestrator.spawn(recover(orchestrator.clone(), stop.clone()));
+        orchestrator.spawn(stop_when(self.fenced.clone(), stop.clone()));
         let router = orchestrator::router(orchestrator.clone());
         announce(address, &token);
-        let watch = {
-            let (fenced, stop) = (self.fenced.clone(), self.stop.clone());
-            tokio::spawn(async move {
-                fenced.cancelled().await;
-                stop.cancel();
-            })
-        };
-        orchestrator::serve(listener, router, self.stop.clone()).await;
-        watch.abort();
+        orchestrator::serve(listener, router, stop).await;
         info!("stopping: every sprite goes to sleep");
-orchestrator.finish().await;
-        let cleaned = orchestrator.worker().close().await;
+        orchestrator.finish().await;
+        orchestrator.worker().close().await;
         asleep.cancel();
         recorder.await.context("record the last changes")?;
         account.close().await;
-        cleaned.context("clean this host")?;        Ok(())
+        Ok(())
+    }
+}
+
+async fn stop_when(fenced: CancellationToken, stop: CancellationToken) {
+    tokio::select! {
+        () = fenced.cancelled() => stop.cancel(),
+        () = stop.cancelled() => {}
     }
 }
 
@@ -197,7 +184,11 @@ fn announce(address: SocketAddr, token: &Token) {
 }
 
 /// Keeps the dates of the sprites, up to the last one that is told until `asleep`.
-async fn record(account: Arc<Account>, mut transitions: mpsc::Receiver<Transition>, asleep: CancellationToken) {
+async fn record(
+    account: Arc<Account>,
+    mut transitions: mpsc::Receiver<Transition>,
+    asleep: CancellationToken,
+) {
     loop {
         let transition = tokio::select! {
             () = asleep.cancelled(), if !transitions.is_closed() => {
@@ -219,13 +210,14 @@ async fn record(account: Arc<Account>, mut transitions: mpsc::Receiver<Transitio
     }
 }
 
-async fn recover(orchestrator: Arc<Orchestrator>) {
+/// Finishes what a crash cut off, for as long as the server runs.
+async fn recover(orchestrator: Arc<Orchestrator>, stop: CancellationToken) {
     let sprites = orchestrator.account().sprites();
     let known = sprites
         .values()
         .map(|record| (record.volume, (record.id, disk(record), orchestrator.identity(record))))
         .collect();
-    if let Err(error) = orchestrator.worker().recover(known).await {
+    if let Some(Err(error)) = unless(&stop, orchestrator.worker().recover(known)).await {
         error!(error = &error as &dyn std::error::Error, "find what a crash cut off");
     }
 }

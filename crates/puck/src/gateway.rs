@@ -16,7 +16,7 @@ use guest::protocol::{EVENTS, Event, OBJECTS, ObjectEntry, ObjectList};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use object_store::{
     GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
     path::Path as Key,
@@ -46,8 +46,8 @@ const CONNECTIONS_MAX: usize = 64;
 /// How many events may wait for the worker.
 const EVENTS_WAITING_MAX: usize = 16;
 
-/// How long a guest may take for the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// The pause after a failure to accept, which is most likely a lack of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The gateway of one machine. Dropping it ends it and cuts its connections.
 #[derive(Debug)]
@@ -108,9 +108,8 @@ async fn accept(
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of descriptors, most likely. The guest tries again when it gets no answer.
                 warn!(error = &error as &dyn std::error::Error, "accept a guest's connection");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
@@ -121,10 +120,8 @@ async fn accept(
                 let service = service.clone();
                 async move { Ok::<_, Infallible>(service.answer(request).await) }
             });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), answer);
+            // Without a time limit: an idle connection is the agent's to keep, and a slow one only takes its own places.
+            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
             tokio::select! {
                 () = stop.cancelled() => {}
                 ended = connection => if let Err(error) = ended {

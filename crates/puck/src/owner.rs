@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A server may take the next epoch when the newest one is released or its own, as after a crash. Otherwise it refuses to
-//! start, since the owner may be alive, unless its user says that it is not. Creation is create-only, so of two servers
+//! start, since the owner may be alive, unless its user says that it is not. It also refuses when another server has owned the
+//! bucket since it was cut off itself, because what only its data directory has is out of date then. Creation is create-only, so of two servers
 //! that take the same epoch one loses and refuses. Logs and segments carry the epoch, which fences an owner that was taken
 //! over by mistake.
 
@@ -21,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tracing::{info, warn};
+use tracing::info;
 use uuid::Uuid;
 
 /// The prefix of all owner objects.
@@ -32,6 +33,19 @@ const RELEASED: &str = ".released";
 
 /// The longest owner object that is read.
 const OWNER_BYTES_MAX: u64 = 16 * 1024;
+
+/// Who wants to own the bucket.
+#[derive(Debug, Clone)]
+pub(crate) struct Claim {
+    /// The data directory's id.
+    pub(crate) node: String,
+    /// The host's name, for people.
+    pub(crate) host: String,
+    /// Whether the user says that an owner that did not release the bucket is dead.
+    pub(crate) take_over: bool,
+    /// Whether the data directory holds writes that the bucket lacks.
+    pub(crate) unsettled: bool,
+}
 
 /// A period of ownership that this server holds.
 #[derive(Debug)]
@@ -56,10 +70,22 @@ pub(crate) struct Owner {
 pub(crate) enum OwnerError {
     /// The newest epoch is another server's and not released.
     #[error(
-        "the bucket is in use by {} (node {}, since {}, epoch {epoch}); stop that server, or pass --take-over if it is dead",
+        "the bucket is owned by {} (node {}, since {}, epoch {epoch}); stop that server, or pass --take-over if it is dead",
         owner.host, owner.node, owner.started_at
     )]
     Held {
+        /// The newest epoch.
+        epoch: u64,
+        /// Its owner.
+        owner: Owner,
+    },
+    /// The data directory has writes that the bucket lacks, and another server has owned the bucket since.
+    #[error(
+        "{} (node {}, epoch {epoch}) has owned the bucket since this data directory's last server was cut off; what that \
+         one had not put into the bucket would be set aside: pass --take-over to go on",
+        owner.host, owner.node
+    )]
+    Superseded {
         /// The newest epoch.
         epoch: u64,
         /// Its owner.
@@ -88,32 +114,33 @@ pub(crate) enum OwnerError {
     },
 }
 
-impl Ownership {
-    /// Takes the next epoch of the bucket for `node`, or says who has it.
-    pub(crate) async fn claim(
-        store: Arc<dyn ObjectStore>,
-        node: &str,
-        host: &str,
-        take_over: bool,
-    ) -> Result<Self, OwnerError> {
+impl Claim {
+    /// Takes the next epoch of the bucket, or says who has it.
+    pub(crate) async fn take(self, store: Arc<dyn ObjectStore>) -> Result<Ownership, OwnerError> {
         let newest = newest(&store).await?;
-        if let Some(newest) = &newest
-            && !newest.released
-        {
+        if let Some(newest) = &newest {
             let owner = read(&store, newest.epoch).await?;
-            if owner.node != node && !take_over {
-                return Err(OwnerError::Held { epoch: newest.epoch, owner });
+            if owner.node != self.node && !self.take_over {
+                if !newest.released {
+                    return Err(OwnerError::Held { epoch: newest.epoch, owner });
+                }
+                if self.unsettled {
+                    return Err(OwnerError::Superseded { epoch: newest.epoch, owner });
+                }
             }
-            warn!(
-                epoch = newest.epoch,
-                node = owner.node,
-                host = owner.host,
-                "the last owner did not release the bucket"
-            );
+            if !newest.released {
+                info!(
+                    epoch = newest.epoch,
+                    node = owner.node,
+                    host = owner.host,
+                    "the last owner did not release the bucket"
+                );
+            }
         }
         let epoch = newest.map_or(0, |newest| newest.epoch) + 1;
-        let owner =
-            Owner { node: node.to_owned(), started_at: Timestamp::now(), host: host.to_owned() };
+        let node = self.node.clone();
+        let owner = Owner { node: self.node, started_at: Timestamp::now(), host: self.host };
+
         let body = serde_json::to_vec(&owner).expect("plain text is always JSON");
         match create(&store, &key(epoch), body).await {
             Ok(()) => {}
@@ -123,9 +150,11 @@ impl Ownership {
             Err(source) => return Err(OwnerError::Bucket { action: "create", source }),
         }
         info!(epoch, node, "own the bucket");
-        Ok(Self { store, epoch })
+        Ok(Ownership { store, epoch })
     }
+}
 
+impl Ownership {
     /// The number of this period; larger than that of any before.
     #[must_use]
     pub(crate) fn epoch(&self) -> u64 {

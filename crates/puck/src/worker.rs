@@ -4,7 +4,7 @@
 //! It knows nothing of accounts: who asks names the sprite, its disk and its identity with each call. A sprite that nobody
 //! has asked for is cold and costs nothing here. What happens to a sprite is told as [`Transition`]s.
 //!
-//! Order at the end: no new leases, every running sprite to sleep, the pool destroyed, the host cleaned. What then is not
+//! Order at the end: no new leases, every running sprite to sleep, the pool destroyed. What then is not
 //! wholly in the bucket stays marked as unsettled, and the next start on the same data directory finishes it.
 
 mod agent;
@@ -65,11 +65,13 @@ pub(crate) fn is_settled(unsettled: &Path) -> bool {
 /// What a worker is made of.
 pub(crate) struct WorkerSettings {
     /// Where machines run.
-    pub(crate) host: Host,
+    pub(crate) host: Arc<Host>,
     /// The bucket.
     pub(crate) store: Arc<dyn ObjectStore>,
     /// The directory of the local state of all volumes.
     pub(crate) volumes: PathBuf,
+    /// The directory of the local state of the volumes of pooled machines.
+    pub(crate) pooled: PathBuf,
     /// The directory of the marks of volumes that are not settled.
     pub(crate) unsettled: PathBuf,
     /// The directory of the base images.
@@ -143,10 +145,17 @@ impl Worker {
     pub(crate) fn start(
         settings: WorkerSettings,
     ) -> io::Result<(Self, mpsc::Receiver<Transition>)> {
+        crate::data::create_private(&settings.volumes)?;
+        // What is in there was pooled when an earlier server was cut off.
+        match std::fs::remove_dir_all(&settings.pooled) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let site = Arc::new(Site {
             host: settings.host,
             store: settings.store,
             volumes: settings.volumes,
+            pooled: settings.pooled,
             images: settings.images,
             blank: settings.blank,
             image: settings.image,
@@ -199,10 +208,7 @@ impl Worker {
                 }
             }
         }
-        tokio::select! {
-            () = self.stop.cancelled() => {}
-            _ = work.join_all() => {}
-        }
+        work.join_all().await;
         Ok(())
     }
 
@@ -216,10 +222,16 @@ impl Worker {
         match Machine::boot(&self.site, disk, None, &self.stop).await {
             Ok(machine) => Ok(Empty(machine)),
             Err(error) => {
-                self.site.remove_volume(volume).await;
+                self.remove_volume(volume);
                 Err(error)
             }
         }
+    }
+
+    /// Makes the machine's local state that of a sprite, which outlives the server.
+    pub(crate) fn claim(&self, empty: &Empty) -> io::Result<()> {
+        let volume = empty.disk().volume;
+        std::fs::rename(self.site.pooled_directory(volume), self.site.volume_directory(volume))
     }
 
     /// Makes the machine run as this sprite from now on.
@@ -234,7 +246,13 @@ impl Worker {
     pub(crate) async fn discard(&self, empty: Empty) {
         let volume = empty.disk().volume;
         empty.0.kill().await;
-        self.site.remove_volume(volume).await;
+        self.remove_volume(volume);
+    }
+
+    /// Removes a volume without anybody waiting for it, as the bucket may be what failed.
+    fn remove_volume(&self, volume: VolumeId) {
+        let site = self.site.clone();
+        self.site.tasks.spawn(async move { site.remove_volume(volume).await });
     }
 
     /// Wakes a sprite if it sleeps, and keeps it awake for as long as the lease lives.
@@ -293,9 +311,8 @@ impl Worker {
         self.changed.subscribe()
     }
 
-    /// Puts every sprite to sleep, destroys the pool and leaves the host as it was. [`is_settled`] then says whether the
-    /// bucket has all of every sprite.
-    pub(crate) async fn close(&self) -> Result<(), runtime::Error> {
+    /// Puts every sprite to sleep and destroys the pool. [`is_settled`] then says whether the bucket has all of every sprite.
+    pub(crate) async fn close(&self) {
         self.stop.cancel();
         let sprites = std::mem::take(&mut *self.sprites.lock().expect("no panic while held"));
         let mut sleeping = JoinSet::new();
@@ -312,7 +329,6 @@ impl Worker {
                 "some sprites did not go to sleep in time; their last writes are only on this disk"
             );
         }
-        self.site.host.shutdown().await
     }
 
     fn sprite(&self, id: SpriteId, disk: &Disk) -> Sprite {

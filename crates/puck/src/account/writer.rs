@@ -50,7 +50,11 @@ impl Writer {
     }
 
     /// Works until it is closed and what was asked for by then is done.
-    pub(super) async fn run(mut self, mut waiting: mpsc::Receiver<Change>, closed: CancellationToken) {
+    pub(super) async fn run(
+        mut self,
+        mut waiting: mpsc::Receiver<Change>,
+        closed: CancellationToken,
+    ) {
         let mut batch = Vec::new();
         loop {
             let count = tokio::select! {
@@ -84,7 +88,9 @@ impl Writer {
                 self.fenced.cancel();
                 Err(AccountError::Fenced)
             }
-            Ok(Err(failure)) => Err(AccountError::Log { action: "ship", source: Arc::new(failure) }),
+            Ok(Err(failure)) => {
+                Err(AccountError::Log { action: "ship", source: Arc::new(failure) })
+            }
             Err(_) => Err(AccountError::Silent),
         }
     }

@@ -111,6 +111,10 @@ impl Orchestrator {
         let name = draft.name.clone();
         let _reserved = Reserved::new(self, &name)?;
         let empty = self.empty(draft.wait_for_capacity).await?;
+        if let Err(failure) = self.worker.claim(&empty) {
+            self.worker.discard(empty).await;
+            return Err(Refusal::unavailable(&failure));
+        }
         let now = Timestamp::now();
         let disk = empty.disk();
         let record = SpriteRecord {

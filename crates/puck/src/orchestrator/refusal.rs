@@ -130,6 +130,13 @@ impl From<AgentError> for Refusal {
 /// Parses a body, of which an empty one means a value with nothing in it.
 pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refusal> {
     let text: &[u8] = if body.trim_ascii().is_empty() { b"{}" } else { body };
+    // A list would be taken for the members in their order.
+    if !text.trim_ascii_start().starts_with(b"{") {
+        return Err(Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "invalid request body: expected an object",
+        ));
+    }
     serde_json::from_slice(text).map_err(|error| {
         Refusal::new(StatusCode::BAD_REQUEST, format!("invalid request body: {error}"))
     })

@@ -1,4 +1,4 @@
-use super::{OwnerError, Ownership, node_id};
+use super::{Claim, OwnerError, Ownership, node_id};
 use crate::testing::{Fault, FaultyStore};
 use futures::future::join_all;
 use object_store::{ObjectStore, memory::InMemory};
@@ -8,8 +8,12 @@ fn store() -> Arc<dyn ObjectStore> {
     Arc::new(InMemory::new())
 }
 
+fn asking(node: &str) -> Claim {
+    Claim { node: node.into(), host: "host".into(), take_over: false, unsettled: false }
+}
+
 async fn claim(store: &Arc<dyn ObjectStore>, node: &str) -> Result<Ownership, OwnerError> {
-    Ownership::claim(store.clone(), node, "host", false).await
+    asking(node).take(store.clone()).await
 }
 
 #[tokio::test]
@@ -47,8 +51,29 @@ async fn the_refusal_says_who_and_what_to_do() {
 async fn a_take_over_is_possible_on_demand() {
     let store = store();
     claim(&store, "a").await.expect("a new bucket");
-    let owned = Ownership::claim(store.clone(), "b", "host", true).await.expect("asked for");
+    let owned = Claim { take_over: true, ..asking("b") }.take(store).await.expect("asked for");
     assert_eq!(owned.epoch(), 2);
+}
+
+#[tokio::test]
+async fn a_server_with_unsettled_writes_may_go_on_unless_another_came_between() {
+    let store = store();
+    let unsettled = Claim { unsettled: true, ..asking("a") };
+    claim(&store, "a").await.expect("a new bucket");
+    unsettled
+        .clone()
+        .take(store.clone())
+        .await
+        .expect("its own")
+        .release()
+        .await
+        .expect("a bucket that answers");
+    claim(&store, "b").await.expect("released").release().await.expect("a bucket that answers");
+    let refused = unsettled.clone().take(store.clone()).await;
+    assert!(
+        matches!(refused, Err(OwnerError::Superseded { epoch: 3, owner }) if owner.node == "b")
+    );
+    Claim { take_over: true, ..unsettled }.take(store.clone()).await.expect("asked for");
 }
 
 #[tokio::test]

@@ -122,7 +122,10 @@ impl Machine {
         cancel: &CancellationToken,
     ) -> Result<Self, BootError> {
         let name = next_name();
-        let data = site.volume_directory(disk.volume);
+        let data = match &identity {
+            Some(_) => site.volume_directory(disk.volume),
+            None => site.pooled_directory(disk.volume),
+        };
         crate::data::create_private(&data).map_err(BootError::Local)?;
         let channel = site.host.channel(&name).map_err(BootError::Host)?;
         let channel = Arc::new(Channel::open(&channel).map_err(BootError::Local)?);
@@ -132,7 +135,11 @@ impl Machine {
         let boot = Boot {
             volume: disk.volume.to_string(),
             // Only a new disk is forked: for a sprite's, a log that is missing is an error and never a fresh disk.
-            fork_of: if identity.is_none() { disk.ancestors.first().map(ToString::to_string) } else { None },
+            fork_of: if identity.is_none() {
+                disk.ancestors.first().map(ToString::to_string)
+            } else {
+                None
+            },
             epoch: site.epoch,
             image: disk.image.clone(),
             cache_bytes_max: site.cache_bytes_max,

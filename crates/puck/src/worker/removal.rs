@@ -25,9 +25,11 @@ async fn try_remove(
     site: &Site,
     volume: VolumeId,
 ) -> Result<usize, Box<dyn std::error::Error + Send + Sync>> {
-    match tokio::fs::remove_dir_all(site.volume_directory(volume)).await {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
+    for directory in [site.volume_directory(volume), site.pooled_directory(volume)] {
+        match tokio::fs::remove_dir_all(directory).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
     }
     let prefix = Key::from(format!("volumes/{volume}"));
     let keys = site.store.list(Some(&prefix)).map_ok(|meta| meta.location).boxed();

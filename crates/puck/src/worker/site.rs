@@ -16,10 +16,13 @@ pub(super) const BOOTS_MAX: usize = 8;
 /// The surroundings of the machines of one worker.
 #[derive(Debug)]
 pub(super) struct Site {
-    pub(super) host: Host,
+    pub(super) host: Arc<Host>,
     pub(super) store: Arc<dyn ObjectStore>,
     /// The directory of the local state of all volumes.
     pub(super) volumes: PathBuf,
+    /// The directory of the local state of the volumes of pooled machines, apart so that volumes whose sprites sleep can be
+    /// deleted together.
+    pub(super) pooled: PathBuf,
     /// The directory of the base images.
     pub(super) images: PathBuf,
     /// The volume that new ones are forked from.
@@ -42,6 +45,11 @@ impl Site {
     /// The directory of the local state of one volume.
     pub(super) fn volume_directory(&self, volume: VolumeId) -> PathBuf {
         self.volumes.join(volume.to_string())
+    }
+
+    /// The directory of the local state of the volume of a pooled machine.
+    pub(super) fn pooled_directory(&self, volume: VolumeId) -> PathBuf {
+        self.pooled.join(volume.to_string())
     }
 
     /// Waits until another machine may boot.
