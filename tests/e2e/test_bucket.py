@@ -28,7 +28,7 @@ def test_sprites_live_in_an_s3_bucket(servers, seaweed, eventually):
     with connect(first) as client:
         sprite = client.create_sprite("far")
         written = sprite.run(
-            "sh", "-c", "head -c 50M /dev/urandom > data; echo one > file; sync; sha256sum data", capture_output=True, check=True
+            "sh", "-c", "head -c 50M /dev/urandom > data; echo one > file; sync -f .; sha256sum data", capture_output=True, check=True
         ).stdout
         list(sprite.create_checkpoint("in the bucket"))
         sprite.run("rm", "file", check=True)
@@ -66,10 +66,10 @@ def test_a_bucket_that_fails_later_loses_nothing(servers, proxy, fault, eventual
     server.expect_log(r"WARN|ERROR")
     with connect(server) as client:
         sprite = client.create_sprite("steady")
-        sprite.run("sh", "-c", "echo before > file; sync", check=True)
+        sprite.run("sh", "-c", "echo before > file; sync -f .", check=True)
         proxy.fault = fault
         written = sprite.run(
-            "sh", "-c", "head -c 8M /dev/urandom > data; echo during > file; sync; sha256sum data", capture_output=True, check=True, timeout=60
+            "sh", "-c", "head -c 8M /dev/urandom > data; echo during > file; sync -f .; sha256sum data", capture_output=True, check=True, timeout=60
         ).stdout
         eventually("the bucket was asked in vain", lambda: proxy.faults, seconds=60)
         assert sprite.run("cat", "file", capture_output=True).stdout == b"during\n"

@@ -97,7 +97,7 @@ def test_without_fsync_at_most_two_seconds_are_lost(servers):
     with connect(server) as client:
         sprite = client.create_sprite("ticker")
         script = base64.b64encode(TICK.encode()).decode()
-        sprite.run("sh", "-c", f"echo {script} | base64 -d > tick.py; python3 tick.py >/dev/null 2>&1 & sync", check=True)
+        sprite.run("sh", "-c", f"echo {script} | base64 -d > tick.py; python3 tick.py >/dev/null 2>&1 & sync -f .", check=True)
         ticking = lambda: int(sprite.run("wc", "-l", "ticks", capture_output=True).stdout.split()[0])
         deadline = time.monotonic() + 60
         while ticking() < 4000:
@@ -115,7 +115,7 @@ def test_a_killed_server_leaves_a_host_that_the_next_cleans(servers):
     server = servers(options=["--idle-timeout", "10m"]).start()
     with connect(server) as client:
         for number in range(3):
-            client.create_sprite(f"left-{number}").run("sh", "-c", "echo x > file; sync", check=True)
+            client.create_sprite(f"left-{number}").run("sh", "-c", "echo x > file; sync -f .", check=True)
     server.kill()
     server.start()
     with connect(server) as client:
@@ -129,7 +129,7 @@ def test_checkpoints_survive_a_killed_server(servers):
         sprite = client.create_sprite("kept")
         sprite.run("sh", "-c", "echo one > file", check=True)
         assert list(sprite.create_checkpoint("answered"))[-1].type == "complete"
-        sprite.run("sh", "-c", "echo two > file; sync", check=True)
+        sprite.run("sh", "-c", "echo two > file; sync -f .", check=True)
     server.kill()
     server.start()
     with connect(server) as client:
