@@ -44,6 +44,9 @@ use std::{
 /// The most data of one record. Longer writes become several.
 pub(crate) const RECORD_DATA_BYTES_MAX: usize = 1 << 20;
 
+/// Room for so many files is left on the disk: a full journal is emptied by committing to the map, which needs room too.
+const RESERVE_FILES: u64 = 4;
+
 /// Shipped files that are kept to be used again; more are deleted.
 const FREE_FILES_MAX: usize = 4;
 
@@ -226,6 +229,10 @@ impl Journal {
 
 /// Makes an allocated file whose name is durable.
 fn create(dir: &Path, number: u64, file_bytes: u64) -> io::Result<JournalFile> {
+    let disk = rustix::fs::statvfs(dir)?;
+    if disk.f_bavail.saturating_mul(disk.f_frsize) < (RESERVE_FILES + 1) * file_bytes {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
     let path = dir.join(format!("{number:016x}"));
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
     let made = fallocate(&file, FallocateFlags::empty(), 0, file_bytes)

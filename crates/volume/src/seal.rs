@@ -50,14 +50,15 @@ const DELETES_MAX: usize = 32;
 /// Seals until the task is aborted.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let _ended = Ended(shared.clone());
-    let mut reclaim = Reclaim::default();
+    // An earlier process may have left some.
+    let mut reclaim = Reclaim { at: Some(Instant::now() + RECLAIM_DELAY), ..Reclaim::default() };
     loop {
         wait_for_work(&shared, reclaim.at).await;
         freeze_if_due(&shared);
-        if drain(&shared).await {
-            reclaim
-                .at
-                .get_or_insert(Instant::now() + RECLAIM_DELAY.min(shared.settings.garbage_delay));
+        let changed = drain(&shared).await | shared.changed.swap(false, Ordering::Relaxed);
+        if changed {
+            let at = Instant::now() + RECLAIM_DELAY.min(shared.settings.garbage_delay);
+            reclaim.at = Some(reclaim.at.map_or(at, |earlier| earlier.min(at)));
         }
         if reclaim.at.is_some_and(|at| at <= Instant::now()) {
             reclaim.step(&shared).await;
@@ -471,6 +472,7 @@ impl Shared {
             let changing = shared.clone();
             let result = blocking(move || work(&changing)).await?;
             ship_until_done(&shared, ship.as_mut()).await;
+            shared.changed.store(true, Ordering::Relaxed);
             shared.wake.notify_one();
             Ok(result)
         });

@@ -157,11 +157,18 @@ impl CopyShip {
         }
     }
 
+    /// A log whose newest copy is this one's, for the database of a fork.
+    pub(crate) fn branch(&self, db: PathBuf) -> Self {
+        let shipped = Arc::new(Mutex::new(self.shipped.lock().unwrap().clone()));
+        Self { db, shipped, ..self.clone() }
+    }
+
     /// Writes the newest copy to where the database was.
     pub(crate) fn restore(&self) {
         for suffix in ["", "-wal", "-shm"] {
             drop(std::fs::remove_file(format!("{}{suffix}", self.db.display())));
         }
+        std::fs::create_dir_all(self.db.parent().unwrap()).unwrap();
         for (suffix, bytes) in self.shipped.lock().unwrap().iter() {
             std::fs::write(format!("{}{suffix}", self.db.display()), bytes).unwrap();
         }

@@ -99,6 +99,8 @@ pub(crate) struct Shared {
     pub(crate) backlog: Mutex<Backlog>,
     pub(crate) room: Condvar,
     pub(crate) wake: Notify,
+    /// An operation changed the map, which may have left garbage.
+    pub(crate) changed: AtomicBool,
     pub(crate) segment_next: AtomicU64,
     pub(crate) progress: watch::Sender<Progress>,
     flush: Arc<Flush>,
@@ -306,6 +308,7 @@ impl Shared {
             backlog: Mutex::new(backlog),
             room: Condvar::new(),
             wake: Notify::new(),
+            changed: AtomicBool::new(false),
             segment_next,
             progress: watch::Sender::new(Progress::default()),
             flush,
@@ -553,5 +556,7 @@ fn buffer_block(buffer: &mut [u8], first: u32, block: u32) -> &mut [u8] {
     slice(buffer, first, &(block..block + 1))
 }
 
+#[cfg(test)]
+mod edges;
 #[cfg(test)]
 mod tests;
