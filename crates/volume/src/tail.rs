@@ -20,6 +20,9 @@ pub(crate) enum Unsealed {
     Zero,
 }
 
+/// A part of a range that is unsealed.
+pub(crate) type Part = (Range<u32>, Unsealed);
+
 impl Shift for Unsealed {
     fn shift(&self, blocks: u32) -> Self {
         match self {
@@ -132,7 +135,7 @@ impl Tail {
     }
 
     /// What of the range is unsealed, and what is not.
-    pub(crate) fn find(&self, range: Range<u32>) -> (Vec<(Range<u32>, Unsealed)>, Vec<Range<u32>>) {
+    pub(crate) fn find(&self, range: Range<u32>) -> (Vec<Part>, Vec<Range<u32>>) {
         let mut found = Vec::new();
         let mut missing = vec![range];
         let batches =

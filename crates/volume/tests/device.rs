@@ -1,5 +1,7 @@
 //! The block device with a real kernel: FUSE, loop, ext4. Needs root, `/dev/fuse`, loop devices and e2fsprogs.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use async_trait::async_trait;
 use object_store::{ObjectStore, memory::InMemory};
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -12,11 +14,14 @@ use std::{
 };
 use volume::{Device, NewCheckpoint, Settings, Ship, Volume, VolumeId, blank, fork};
 
+/// The suffix and the bytes of each file of a database.
+type Copies = Vec<(&'static str, Vec<u8>)>;
+
 /// A log that keeps the newest copy of the database.
 #[derive(Clone)]
 struct CopyShip {
     db: PathBuf,
-    shipped: Arc<Mutex<Vec<(&'static str, Vec<u8>)>>>,
+    shipped: Arc<Mutex<Copies>>,
 }
 
 impl CopyShip {

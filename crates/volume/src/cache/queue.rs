@@ -31,9 +31,9 @@ impl Queue {
             return;
         }
         if self.is_ghost.remove(&extent) {
-            self.main.push_back(extent)
+            self.main.push_back(extent);
         } else {
-            self.small.push_back(extent)
+            self.small.push_back(extent);
         }
     }
 

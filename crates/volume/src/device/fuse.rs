@@ -137,7 +137,7 @@ impl Filesystem for Disk {
     ) {
         match self.volume.write(offset, data) {
             Ok(()) => {
-                reply.written(u32::try_from(data.len()).expect("a request is at most a few MiB"))
+                reply.written(u32::try_from(data.len()).expect("a request is at most a few MiB"));
             }
             Err(error) => reply.error(errno("write", &error)),
         }
