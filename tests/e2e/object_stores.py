@@ -41,7 +41,8 @@ class SeaweedFS:
         self.log = open(directory / "log", "wb")
         self.process = subprocess.Popen(
             [WEED, "server", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={config}",
-             "-master.volumeSizeLimitMB=512", "-volume.max=200", *options],
+             "-master.volumeSizeLimitMB=512", "-volume.max=200",
+             "-s3.port.iceberg=0", "-s3.port.lance=0", *options],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
         )
         wait_for("SeaweedFS takes a bucket", self._make_bucket, SETTLE_SECONDS_MAX, pause=0.5)
