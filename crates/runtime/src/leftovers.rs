@@ -102,7 +102,12 @@ async fn remove_interfaces(instance: &str) -> Result<(), Error> {
 /// When the kernel refuses.
 pub(crate) async fn remove_interface(name: &str) -> Result<(), Error> {
     match command::run("ip", &["link", "delete", "dev", name], "").await {
-        Err(Error::Command { output, .. }) if output.contains("Cannot find device") => Ok(()),
+        // The second when its namespace ended between the look and the removal.
+        Err(Error::Command { output, .. })
+            if output.contains("Cannot find device") || output.contains("No such device") =>
+        {
+            Ok(())
+        }
         done => done.map(drop),
     }
 }
