@@ -116,7 +116,7 @@ impl Writer {
         match self.commit(touched, &before, after).await {
             Ok(()) => done.into_iter().for_each(|(reply, record)| drop(reply.send(Ok(record)))),
             Err(failure) => {
-                done.into_iter().for_each(|(reply, _)| drop(reply.send(Err(failure.clone()))))
+                done.into_iter().for_each(|(reply, _)| drop(reply.send(Err(failure.clone()))));
             }
         }
     }

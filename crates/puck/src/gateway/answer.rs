@@ -112,7 +112,7 @@ pub(super) fn failed(key: &Key, error: &Error) -> Response<Body> {
     };
     match status {
         StatusCode::BAD_GATEWAY => {
-            warn!(%key, error = error as &dyn std::error::Error, "the bucket failed")
+            warn!(%key, error = error as &dyn std::error::Error, "the bucket failed");
         }
         _ => debug!(%key, %status, "the bucket refused"),
     }

@@ -5,7 +5,7 @@
 //! lasts.
 
 use super::{Orchestrator, Refusal, WAKE_WAIT_MAX, disk};
-use crate::worker::Agent;
+use crate::worker::{Agent, AgentError};
 use axum::{
     body::{Body, Bytes},
     extract::{Request, State},
@@ -95,6 +95,11 @@ async fn pass<K: Send + Unpin + 'static>(
     let forwarded = forward(request, upgrade.as_ref());
     let mut response = match agent.send(forwarded).await {
         Ok(response) => response,
+        // The client has gone in the middle of what it sent, or sends what it did not announce.
+        Err(AgentError::Call(error)) if error.is_user() => {
+            debug!(error = &error as &dyn std::error::Error, "a request ended early");
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "incomplete request body"));
+        }
         Err(error) => {
             warn!(
                 error = &error as &dyn std::error::Error,

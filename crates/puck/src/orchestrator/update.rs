@@ -75,7 +75,7 @@ pub(super) fn url_settings(
         Some("admins") => settings.private_access = Some(PrivateAccess::Admins),
         Some("org_users") => settings.private_access = Some(PrivateAccess::OrgUsers),
         Some(_) => {
-            errors.push("invalid private access, must be one of: admins, org_users".to_owned())
+            errors.push("invalid private access, must be one of: admins, org_users".to_owned());
         }
     }
 }

@@ -90,7 +90,7 @@ impl Pool {
             match boots.join_next().await {
                 None => return outcome,
                 Some(Ok(Some(machine))) => {
-                    self.ready.lock().expect("no panic while held").push_back(machine)
+                    self.ready.lock().expect("no panic while held").push_back(machine);
                 }
                 Some(_) => outcome = Err(()),
             }

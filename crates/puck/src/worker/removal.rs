@@ -16,7 +16,7 @@ pub(super) async fn remove(site: &Site, volume: VolumeId) {
             info!(%volume, objects, "volume removed");
         }
         Err(error) => {
-            warn!(%volume, error = &*error as &dyn std::error::Error, "volume is not wholly removed")
+            warn!(%volume, error = &*error as &dyn std::error::Error, "volume is not wholly removed");
         }
     }
 }

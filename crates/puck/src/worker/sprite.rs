@@ -205,7 +205,7 @@ impl Task {
             Event::Idle if Arc::strong_count(&self.leases) == 1 => self.sleep().await,
             Event::Idle | Event::Ready => {}
             Event::Failed { reason } => {
-                error!(volume = %self.disk.volume, reason, "a machine failed")
+                error!(volume = %self.disk.volume, reason, "a machine failed");
             }
         }
     }

@@ -247,6 +247,27 @@ async fn a_dead_agent_is_unavailable() {
     assert_eq!(refusal.status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
+#[tokio::test]
+async fn a_body_that_breaks_off_is_the_clients_fault() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = UnixListener::bind(directory.path().join(guest::protocol::AGENT_SOCKET));
+    let agent = Router::new().fallback(any(async |body: Bytes| body.len().to_string()));
+    tokio::spawn(axum::serve(socket.expect("a free socket"), agent).into_future());
+    let agent = Agent::at(directory.path()).expect("a channel");
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let parts =
+        [Ok(Bytes::from("part")), Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof))];
+    let body = Body::from_stream(futures::stream::iter(parts));
+    let request = Request::put("/v1/sprites/a/fs/write")
+        .header(header::HOST, "a")
+        .body(body)
+        .expect("a request");
+    let refusal = pass(&agent, request, (), Upgrades { tasks: &tasks, stop: &stop })
+        .await
+        .expect_err("broken off");
+    assert_eq!(refusal.status(), StatusCode::BAD_REQUEST);
+}
+
 #[test]
 fn only_plain_paths_pass() {
     for good in [
