@@ -26,8 +26,6 @@
 //! Taken in this order and never the other way: operations (async, around a transaction and its shipping), journal,
 //! tail, map for writing, map for reading, cache. None but the first is held while waiting for the bucket.
 
-#![cfg_attr(test, expect(clippy::unwrap_used, reason = "a test fails by panicking"))]
-
 mod cache;
 mod checkpoint;
 mod decode;

@@ -138,11 +138,14 @@ impl ObjectStore for FaultyStore {
     }
 }
 
+/// The suffix and the bytes of each file of a database.
+type Copies = Vec<(String, Vec<u8>)>;
+
 /// A log that keeps whole copies of the database.
 #[derive(Debug, Clone)]
 pub(crate) struct CopyShip {
     db: PathBuf,
-    shipped: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    shipped: Arc<Mutex<Copies>>,
     chance: Arc<Mutex<SmallRng>>,
     faults: u64,
 }

@@ -135,10 +135,7 @@ fn ext4_survives_detaching_checkpoints_and_the_loss_of_the_local_directory() {
     let mounted = Mounted::new(&volume, scratch.path(), 1);
     let big = pattern(1, 20 << 20);
     fs::write(mounted.mount.join("big"), &big).unwrap();
-    fs::create_dir(mounted.mount.join("many")).unwrap();
-    for number in 0..200u64 {
-        fs::write(mounted.mount.join(format!("many/{number}")), pattern(number, 5000)).unwrap();
-    }
+    write_many(&mounted.mount);
     rustix::fs::syncfs(fs::File::open(&mounted.mount).unwrap()).unwrap();
     let cut = volume.cut().unwrap();
     let new = NewCheckpoint { comment: "good".into(), auto: false };
@@ -178,15 +175,24 @@ fn ext4_survives_detaching_checkpoints_and_the_loss_of_the_local_directory() {
     let mut found = Vec::new();
     fs::File::open(mounted.mount.join("big")).unwrap().read_to_end(&mut found).unwrap();
     assert!(found == expected);
-    for number in 0..200u64 {
-        assert!(
-            fs::read(mounted.mount.join(format!("many/{number}"))).unwrap()
-                == pattern(number, 5000)
-        );
-    }
+    check_many(&mounted.mount);
     mounted.end();
     runtime.block_on(volume.close()).unwrap();
     no_mount_left(scratch.path());
+}
+
+fn write_many(mount: &Path) {
+    fs::create_dir(mount.join("many")).unwrap();
+    for number in 0..200u64 {
+        fs::write(mount.join(format!("many/{number}")), pattern(number, 5000)).unwrap();
+    }
+}
+
+fn check_many(mount: &Path) {
+    for number in 0..200u64 {
+        let found = fs::read(mount.join(format!("many/{number}"))).unwrap();
+        assert!(found == pattern(number, 5000), "{number}");
+    }
 }
 
 fn is_bound(path: &Path) -> bool {

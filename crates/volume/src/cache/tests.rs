@@ -25,7 +25,7 @@ fn returns_what_is_present_and_skips_the_rest() {
     cache.fill(cache.ticket(), 14, &blocks(1, 4));
     cache.fill(cache.ticket(), 30, &blocks(9, 1));
     assert_eq!(read(&cache, 0..64), [(14, 1), (15, 2), (16, 3), (17, 4), (30, 9)]);
-    cache.remove([15..17]);
+    cache.remove(std::iter::once(15..17));
     assert_eq!(read(&cache, 0..64), [(14, 1), (17, 4), (30, 9)]);
     assert!(cache.has(14) && !cache.has(15));
 }
@@ -35,7 +35,7 @@ fn a_fill_from_before_a_removal_is_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path(), 1 << 20, &tag()).unwrap();
     let ticket = cache.ticket();
-    cache.remove([5..6]);
+    cache.remove(std::iter::once(5..6));
     cache.fill(ticket, 5, &blocks(1, 1));
     assert_eq!(read(&cache, 0..16), []);
 }
@@ -74,6 +74,6 @@ fn a_discard_of_everything_is_quick_and_whole() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path(), 1 << 20, &tag()).unwrap();
     cache.fill(cache.ticket(), 3, &blocks(7, 2));
-    cache.remove([0..crate::VOLUME_BLOCKS]);
+    cache.remove(std::iter::once(0..crate::VOLUME_BLOCKS));
     assert_eq!(read(&cache, 0..16), []);
 }
