@@ -37,7 +37,10 @@ pub fn parse(text: &str) -> Result<Duration, ParseDurationError> {
         rest = &rest[unit_len..];
         seconds += number * unit;
     }
-    Duration::try_from_secs_f64(seconds).ok().filter(|duration| *duration <= DURATION_MAX).ok_or_else(error)
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|duration| *duration <= DURATION_MAX)
+        .ok_or_else(error)
 }
 
 #[cfg(test)]
@@ -47,9 +50,15 @@ mod tests {
 
     #[test]
     fn every_spelling_of_the_clients_parses() {
-        for (text, milliseconds) in
-            [("5s", 5000), ("5.0s", 5000), ("0", 0), ("0s", 0), ("10", 10_000), ("1m30s", 90_000), ("250ms", 250)]
-        {
+        for (text, milliseconds) in [
+            ("5s", 5000),
+            ("5.0s", 5000),
+            ("0", 0),
+            ("0s", 0),
+            ("10", 10_000),
+            ("1m30s", 90_000),
+            ("250ms", 250),
+        ] {
             assert_eq!(parse(text), Ok(Duration::from_millis(milliseconds)), "{text}");
         }
     }

@@ -19,7 +19,8 @@ pub const HTTP_FRAME_PAYLOAD_MAX: usize = 16 * 1024;
 pub const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// What a query value keeps as it is: letters, digits and the marks that mean nothing in a query.
-const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'/').remove(b'_').remove(b'~');
+const PLAIN: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'/').remove(b'_').remove(b'~');
 
 /// How long a process without a terminal lives on after its client is gone, by default.
 pub const RUN_AFTER_DISCONNECT: Duration = Duration::from_secs(10);
@@ -153,7 +154,11 @@ impl ExecQuery {
         pairs.extend(self.env.iter().map(|(key, value)| ("env", format!("{key}={value}"))));
         pairs.extend(self.dir.iter().map(|dir| ("dir", dir.clone())));
         if let Some(TerminalSize { rows, cols }) = self.tty {
-            pairs.extend([("tty", "true".into()), ("rows", rows.to_string()), ("cols", cols.to_string())]);
+            pairs.extend([
+                ("tty", "true".into()),
+                ("rows", rows.to_string()),
+                ("cols", cols.to_string()),
+            ]);
         }
         if self.stdin {
             pairs.push(("stdin", "true".into()));
@@ -161,7 +166,9 @@ impl ExecQuery {
         pairs.extend(self.id.iter().map(|id| ("id", id.clone())));
         let life = self.max_run_after_disconnect.map(|life| format!("{}ms", life.as_millis()));
         pairs.extend(life.map(|life| ("max_run_after_disconnect", life)));
-        let encoded = pairs.into_iter().map(|(key, value)| format!("{key}={}", utf8_percent_encode(&value, PLAIN)));
+        let encoded = pairs
+            .into_iter()
+            .map(|(key, value)| format!("{key}={}", utf8_percent_encode(&value, PLAIN)));
         encoded.collect::<Vec<_>>().join("&")
     }
 
@@ -178,14 +185,24 @@ impl ExecQuery {
         };
         let default_size = TerminalSize::default();
         let tty = query.flag("tty");
-        let size = TerminalSize { rows: size("rows", default_size.rows)?, cols: size("cols", default_size.cols)? };
+        let size = TerminalSize {
+            rows: size("rows", default_size.rows)?,
+            cols: size("cols", default_size.cols)?,
+        };
         let env = |entry: &str| {
             let entry = clean("env", entry)?;
-            let (key, value) = entry.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or(ExecQueryError::Env)?;
+            let (key, value) = entry
+                .split_once('=')
+                .filter(|(key, _)| !key.is_empty())
+                .ok_or(ExecQueryError::Env)?;
             Ok::<_, ExecQueryError>((key.to_owned(), value.to_owned()))
         };
         let some = |what: &'static str| {
-            query.first(what).filter(|text| !text.is_empty()).map(|text| clean(what, text)).transpose()
+            query
+                .first(what)
+                .filter(|text| !text.is_empty())
+                .map(|text| clean(what, text))
+                .transpose()
         };
         Ok(Self {
             cmd: query.all("cmd").map(|arg| clean("cmd", arg)).collect::<Result<_, _>>()?,
@@ -195,7 +212,10 @@ impl ExecQuery {
             tty: tty.then_some(size),
             stdin: tty || query.flag("stdin"),
             id: some("id")?,
-            max_run_after_disconnect: query.first("max_run_after_disconnect").map(duration::parse).transpose()?,
+            max_run_after_disconnect: query
+                .first("max_run_after_disconnect")
+                .map(duration::parse)
+                .transpose()?,
         })
     }
 }
@@ -397,7 +417,8 @@ mod tests {
 
     #[test]
     fn unknown_messages_are_not_errors() {
-        let message: ClientMessage = serde_json::from_str(r#"{"type":"dance","speed":3}"#).expect("tolerated");
+        let message: ClientMessage =
+            serde_json::from_str(r#"{"type":"dance","speed":3}"#).expect("tolerated");
         assert_eq!(message, ClientMessage::Unknown);
     }
 }

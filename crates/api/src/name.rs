@@ -79,7 +79,10 @@ mod tests {
     #[test]
     fn labels_are_names() {
         for good in ["a", "my-sprite", "0", "a--b", &"x".repeat(SPRITE_NAME_BYTES_MAX)] {
-            assert_eq!(good.parse::<SpriteName>().map(|name| name.to_string()), Ok(good.to_owned()));
+            assert_eq!(
+                good.parse::<SpriteName>().map(|name| name.to_string()),
+                Ok(good.to_owned())
+            );
         }
     }
 
@@ -87,7 +90,9 @@ mod tests {
     fn anything_else_is_refused() {
         assert_eq!("".parse::<SpriteName>(), Err(NameError::Missing));
         let long = "x".repeat(SPRITE_NAME_BYTES_MAX + 1);
-        for bad in ["-a", "a-", "A", "a_b", "..", "a/b", "a.b", "a\0", "ä", " a", "a\n", long.as_str()] {
+        for bad in
+            ["-a", "a-", "A", "a_b", "..", "a/b", "a.b", "a\0", "ä", " a", "a\n", long.as_str()]
+        {
             assert_eq!(bad.parse::<SpriteName>(), Err(NameError::Format), "{bad:?}");
         }
     }

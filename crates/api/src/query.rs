@@ -16,7 +16,10 @@ impl Query {
     pub fn parse(raw: &str) -> Result<Self, QueryError> {
         let decode = |text: &str| {
             let spaced = text.replace('+', " ");
-            percent_decode_str(&spaced).decode_utf8().map(|text| text.into_owned()).map_err(|_| QueryError)
+            percent_decode_str(&spaced)
+                .decode_utf8()
+                .map(|text| text.into_owned())
+                .map_err(|_| QueryError)
         };
         raw.split('&')
             .filter(|pair| !pair.is_empty())

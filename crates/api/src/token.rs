@@ -45,7 +45,8 @@ impl FromStr for Token {
 
     fn from_str(text: &str) -> Result<Self, ParseTokenError> {
         let plain = |part: &str| {
-            !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            !part.is_empty()
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         };
         let parts: Vec<&str> = text.split('/').collect();
         let [org, org_id, id, secret] = parts[..] else { return Err(ParseTokenError) };
@@ -76,7 +77,16 @@ mod tests {
 
     #[test]
     fn malformed_tokens_are_refused() {
-        for bad in ["", "acme", "acme/1/t", "acme/1/t/s/x", "/1/t/s", "acme//t/s", "acme/1/t/", "acme/1/../s"] {
+        for bad in [
+            "",
+            "acme",
+            "acme/1/t",
+            "acme/1/t/s/x",
+            "/1/t/s",
+            "acme//t/s",
+            "acme/1/t/",
+            "acme/1/../s",
+        ] {
             assert!(bad.parse::<Token>().is_err(), "{bad:?}");
         }
     }

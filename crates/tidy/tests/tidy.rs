@@ -40,9 +40,12 @@ fn imports_point_down() {
     let layers: BTreeMap<&str, u8> = LAYERS.iter().copied().collect();
     let mut wrong = Vec::new();
     for (name, layer) in LAYERS {
-        let manifest = fs::read_to_string(root().join("crates").join(name).join("Cargo.toml")).expect("a manifest");
+        let manifest = fs::read_to_string(root().join("crates").join(name).join("Cargo.toml"))
+            .expect("a manifest");
         let manifest: toml::Table = manifest.parse().expect("a manifest is TOML");
-        let Some(dependencies) = manifest.get("dependencies").and_then(|d| d.as_table()) else { continue };
+        let Some(dependencies) = manifest.get("dependencies").and_then(|d| d.as_table()) else {
+            continue;
+        };
         for dependency in dependencies.keys() {
             let Some(below) = layers.get(dependency.as_str()) else { continue };
             let sideways = below == layer && SIDEWAYS.contains(&(name, dependency));
@@ -58,7 +61,10 @@ fn imports_point_down() {
 fn every_crate_has_a_layer() {
     for entry in fs::read_dir(root().join("crates")).expect("crates") {
         let name = entry.expect("an entry").file_name().into_string().expect("UTF-8");
-        assert!(LAYERS.iter().any(|(known, _)| *known == name), "give {name} a layer here and in ARCHITECTURE.md");
+        assert!(
+            LAYERS.iter().any(|(known, _)| *known == name),
+            "give {name} a layer here and in ARCHITECTURE.md"
+        );
     }
 }
 
@@ -67,7 +73,8 @@ fn files_end_early_and_say_what_they_are() {
     let mut wrong = Vec::new();
     for (path, text) in sources() {
         let lines = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).count();
-        let is_test = path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs");
+        let is_test =
+            path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs");
         if lines > FILE_LINES_MAX && !is_test {
             wrong.push(format!("{}: {lines} lines, at most {FILE_LINES_MAX}", path.display()));
         }
@@ -92,7 +99,11 @@ fn banned_words_are_absent() {
 }
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("the workspace is two above").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .expect("the workspace is two above")
+        .to_owned()
 }
 
 fn sources() -> Vec<(PathBuf, String)> {
