@@ -13,6 +13,8 @@ import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first
 COMMAND = "`make bench`"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
+VERDICT = {True: "yes", False: "no", None: "unknown"}
+
 TREE = ("untar", "find", "grep", "rm")
 
 
@@ -60,14 +62,14 @@ def latency(results: dict, what: str, path: tuple, limit_ms: float) -> Promise:
     for key in path:
         value = value.get(key, {}) if isinstance(value, dict) else {}
     if not isinstance(value, float):
-        return Promise(what, f"<= {limit_ms} ms", "not measured", False)
+        return Promise(what, f"<= {limit_ms} ms", "not measured", None)
     return Promise(what, f"<= {limit_ms} ms", f"{value:.3g} ms", value <= limit_ms, value, limit_ms)
 
 
 def ratio(what: str, value: float | None, limit: float) -> Promise:
     """At least so fast as a part of native ext4."""
     if value is None:
-        return Promise(what, f">= {limit} x native ext4", "not measured", False)
+        return Promise(what, f">= {limit} x native ext4", "not measured", None)
     return Promise(what, f">= {limit} x native ext4", f"{value:.2f} x", value >= limit, value, limit)
 
 
@@ -89,7 +91,7 @@ def write(results: dict, path: Path, table: Path | None) -> None:
     save(results, path)
     plot(results, rows, path.with_suffix(".png"))
     lines = ["| promise | at most or at least | measured | met | command |", "|---|---|---|---|---|"]
-    lines += [f"| {row.what} | {row.promise} | {row.measured} | {'yes' if row.met else 'no'} | {COMMAND} |" for row in rows]
+    lines += [f"| {row.what} | {row.promise} | {row.measured} | {VERDICT[row.met]} | {COMMAND} |" for row in rows]
     print("\n" + "\n".join(lines) + f"\n\n{path}")
     if table:
         head, rest = table.read_text().split(BEGIN)
