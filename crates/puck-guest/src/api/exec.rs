@@ -28,6 +28,7 @@ use super::{
 use api::{
     error::ErrorBody,
     exec::{ExecQuery, RUN_AFTER_DISCONNECT, SessionList},
+    query::Query,
 };
 use axum::{
     Json, Router,
@@ -70,7 +71,14 @@ async fn open(
     let query = ExecQuery::parse(raw.as_deref().unwrap_or_default())
         .map_err(|error| Refusal::invalid(&error))?;
     match &query.id {
-        Some(id) => Ok(upgraded(upgrade, agent.clone(), Target::Running(running(&agent, id)?))),
+        Some(id) => {
+            let session = running(&agent, id)?;
+            Ok(upgraded(
+                upgrade,
+                agent,
+                Target::Running { session, expects_tty: query.tty.is_some() },
+            ))
+        }
         None => {
             admit(&agent)?;
             Ok(upgraded(upgrade, agent, Target::New(Box::new(query))))
@@ -81,12 +89,18 @@ async fn open(
 async fn attach(
     State(agent): State<Arc<Agent>>,
     Path((_, id)): Path<(String, String)>,
+    RawQuery(raw): RawQuery,
     headers: HeaderMap,
     upgrade: Upgrade,
 ) -> Result<Response, Refusal> {
     let session = running(&agent, &id)?;
     match upgrade {
-        Ok(upgrade) => Ok(upgraded(upgrade, agent, Target::Running(session))),
+        Ok(upgrade) => {
+            let query = Query::parse(raw.as_deref().unwrap_or_default())
+                .map_err(|error| Refusal::invalid(&error))?;
+            let expects_tty = query.flag("tty");
+            Ok(upgraded(upgrade, agent, Target::Running { session, expects_tty }))
+        }
         Err(rejection) if headers.contains_key(header::UPGRADE) => Ok(rejection.into_response()),
         Err(_) => Ok(Json(session.entry()).into_response()),
     }
@@ -124,7 +138,11 @@ fn admit(agent: &Agent) -> Result<(), Refusal> {
 /// What a socket is about.
 enum Target {
     New(Box<ExecQuery>),
-    Running(Arc<Session>),
+    /// A viewer that may or may not know yet whether the session has a terminal.
+    Running {
+        session: Arc<Session>,
+        expects_tty: bool,
+    },
 }
 
 /// Accepts the upgrade at once and does the rest behind it, so that a slow start never times a client's handshake out.

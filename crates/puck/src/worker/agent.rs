@@ -20,6 +20,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an agent may take to become somebody.
 const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How much of an answer is read at once. Clients of `POST exec` take each chunk that they read for one frame, so a frame
+/// that the agent wrote whole has to be passed on whole.
+const READ_BYTES: usize = 4 * api::exec::HTTP_FRAME_PAYLOAD_MAX;
+
 /// A client of one machine's agent. Every call has a connection of its own, so that an upgrade takes it over whole.
 #[derive(Debug, Clone)]
 pub(crate) struct Agent(Arc<Channel>);
@@ -75,8 +79,11 @@ impl Agent {
             Ok(connected) => connected.map_err(AgentError::Connect)?,
             Err(_) => return Err(AgentError::Silent { call: "a connection" }),
         };
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(AgentError::Call)?;
+        let (mut sender, connection) = http1::Builder::new()
+            .read_buf_exact_size(Some(READ_BYTES))
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(AgentError::Call)?;
         // The connection ends by itself: with its one answer, its upgrade, or its machine.
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {

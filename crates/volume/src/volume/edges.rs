@@ -186,8 +186,17 @@ struct Mounted(PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // A failed test says so itself.
-        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::empty()).ok();
+        // Threads of a volume that has crashed close its files a moment later.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while let Err(error) = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::empty())
+        {
+            if Instant::now() > deadline {
+                // A test that has failed already says so itself.
+                assert!(std::thread::panicking(), "unmount {}: {error}", self.0.display());
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 

@@ -53,6 +53,9 @@ pub(super) enum Ended {
 pub(super) enum Dialect {
     /// The socket is for this command alone.
     Exec,
+    /// The same, by a client that learns only from `session_info` whether it looks at a terminal: until then it may end the
+    /// input as if there were none.
+    Attach,
     /// The socket carries one command after another.
     Control,
 }
@@ -60,10 +63,13 @@ pub(super) enum Dialect {
 /// Serves a socket that is for one command alone. `connecting` keeps the sprite awake until the session does.
 pub(super) async fn serve(websocket: WebSocket, agent: &Agent, target: Target, connecting: Hold) {
     let mut socket = Socket::new(websocket);
-    let attached = match target {
-        Target::Running(session) => session.attach(),
+    let (attached, dialect) = match target {
+        Target::Running { session, expects_tty } => {
+            let dialect = if expects_tty { Dialect::Exec } else { Dialect::Attach };
+            (session.attach(), dialect)
+        }
         Target::New(query) => match start(agent, *query, FRAME_PAYLOAD_MAX).await {
-            Ok(attached) => attached,
+            Ok(attached) => (attached, Dialect::Exec),
             Err(refusal) => {
                 let error = ServerMessage::Error { message: refusal.message().to_owned() };
                 if socket.send(text(&error)).await {
@@ -76,7 +82,7 @@ pub(super) async fn serve(websocket: WebSocket, agent: &Agent, target: Target, c
     let _hold = agent.activity.hold(format!("session {}", attached.session.id));
     drop(connecting);
     let has_terminal = attached.session.facts.tty.is_some();
-    if let Ended::Exited(code) = socket.run(attached, Dialect::Exec).await {
+    if let Ended::Exited(code) = socket.run(attached, dialect).await {
         let failed_terminal = has_terminal && code != 0;
         socket
             .close(if failed_terminal {
@@ -196,10 +202,19 @@ impl Client<'_> {
     /// Obeys until the client is gone.
     async fn receive(self, rx: &mut SplitStream<WebSocket>) {
         let mut has_typed = self.is_owner;
+        let mut is_first = true;
         let mut has_complained = false;
         while let Some(Ok(message)) = rx.next().await {
             let complaint = match message {
-                Message::Binary(bytes) => self.binary(bytes, &mut has_typed).await,
+                Message::Binary(bytes) => {
+                    let may_be_blind = std::mem::take(&mut is_first)
+                        && self.dialect == Dialect::Attach
+                        && self.session.facts.tty.is_some();
+                    if may_be_blind && *bytes == Frame::StdinEof.encode() {
+                        continue;
+                    }
+                    self.binary(bytes, &mut has_typed).await
+                }
                 Message::Text(text) => self.text(text.as_str()).await,
                 Message::Close(_) => return,
                 Message::Ping(_) | Message::Pong(_) => None,
