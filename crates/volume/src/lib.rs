@@ -37,6 +37,7 @@ mod flush;
 mod journal;
 mod map;
 mod memory;
+mod reclaim;
 mod seal;
 mod segment;
 mod settings;

@@ -1,4 +1,4 @@
-//! The sealer: makes segments of batches, commits them to the map, ships the log, and takes the garbage out.
+//! The sealer: makes segments of batches, commits them to the map, ships the log, and has the garbage taken out.
 //!
 //! One task per volume. Up to [`PUTS_MAX`] batches are built and put at the same time; they are committed in the order of
 //! the writes. The order for each is: segment in the bucket, map rows in one transaction, log shipped, journal files
@@ -12,8 +12,9 @@
 use crate::{
     BLOCK_BYTES, Settings,
     error::{Attempt as _, Error, ErrorKind},
-    map::{Commit, Garbage, MergeCursor, NewSegment},
+    map::{Commit, NewSegment},
     memory,
+    reclaim::{RECLAIM_DELAY, Reclaim},
     segment::{BlockEntry, Contents, SegmentName, StoredRuns, encode_head},
     sync::{lock, read, write},
     tail::{Batch, Unsealed},
@@ -40,18 +41,11 @@ const OPEN_RETRIES_MAX: u32 = 18;
 /// After so many sealed bytes in a row, the memory that they took is given back to the system.
 const TRIM_BYTES: u64 = 4 << 20;
 
-/// Garbage is looked for so long after the last change, and then as long as there is any.
-const RECLAIM_DELAY: Duration = Duration::from_secs(5);
-
-/// The most steps of merging, and the most deleted objects, between two looks for writes to seal.
-const MERGE_STEPS_MAX: usize = 4;
-const DELETES_MAX: usize = 32;
-
 /// Seals until the task is aborted.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let _ended = Ended(shared.clone());
     // An earlier process may have left some.
-    let mut reclaim = Reclaim { at: Some(Instant::now() + RECLAIM_DELAY), ..Reclaim::default() };
+    let mut reclaim = Reclaim::new(Instant::now() + RECLAIM_DELAY);
     loop {
         wait_for_work(&shared, reclaim.at).await;
         freeze_if_due(&shared);
@@ -182,21 +176,32 @@ async fn prepare(shared: Arc<Shared>, batch: Arc<Batch>) -> Prepared {
     if prepared.contents.blocks.is_empty() {
         return prepared;
     }
+    let (segment, orphans) = put_segment(&shared, &prepared.contents, &runs).await;
+    (prepared.segment, prepared.orphans) = (Some(segment), orphans);
+    prepared
+}
+
+/// Puts a segment under the next free number, however long that takes. Also returns the numbers that were taken.
+pub(crate) async fn put_segment(
+    shared: &Shared,
+    contents: &Contents,
+    runs: &StoredRuns,
+) -> (NewSegment, Vec<SegmentName>) {
+    let mut orphans = Vec::new();
     loop {
         let sequence = shared.segment_next.fetch_add(1, Ordering::Relaxed);
         let name =
             SegmentName { volume: shared.settings.volume, epoch: shared.settings.epoch, sequence };
-        let head = Bytes::from(encode_head(&name, &prepared.contents, &runs));
+        let head = Bytes::from(encode_head(&name, contents, runs));
         let data_offset = u32::try_from(head.len()).expect("a batch is bounded");
         let parts = [head, runs.data()];
-        let put = || create(&shared, &name, parts.clone());
+        let put = || create(shared, &name, parts.clone());
         if until_done(&shared.settings, "put a segment", put).await {
             let bytes = parts.iter().map(|part| part.len() as u64).sum();
-            prepared.segment =
-                Some(NewSegment { name, bytes, data_offset, runs: runs.table().to_vec() });
-            return prepared;
+            let runs = runs.table().to_vec();
+            return (NewSegment { name, bytes, data_offset, runs }, orphans);
         }
-        prepared.orphans.push(name);
+        orphans.push(name);
     }
 }
 
@@ -299,7 +304,7 @@ fn commit_now(shared: &Shared, prepared: &Prepared) -> Result<(), Error> {
 }
 
 /// Ships the log, however long that takes.
-async fn ship_until_done(shared: &Shared, ship: &mut dyn Ship) {
+pub(crate) async fn ship_until_done(shared: &Shared, ship: &mut dyn Ship) {
     let mut outage = Outage::new(&shared.settings, "ship the log");
     while let Err(error) = ship.ship().await {
         outage.failed(error.as_ref()).await;
@@ -384,79 +389,6 @@ impl Outage {
             );
         }
     }
-}
-
-/// What is known about garbage.
-#[derive(Default)]
-struct Reclaim {
-    /// When to look next.
-    at: Option<Instant>,
-    cursor: MergeCursor,
-}
-
-impl Reclaim {
-    /// Merges some layers and deletes some segments. A failure is tried again later; nothing depends on it.
-    async fn step(&mut self, shared: &Arc<Shared>) {
-        self.at = match self.try_step(shared).await {
-            Ok(next) => next,
-            Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "cannot give space back; trying later"
-                );
-                Some(Instant::now() + RECLAIM_DELAY)
-            }
-        };
-    }
-
-    async fn try_step(&mut self, shared: &Arc<Shared>) -> Result<Option<Instant>, Error> {
-        let operations = shared.operations.clone();
-        let mut ship = operations.lock().await;
-        let mut cursor = std::mem::take(&mut self.cursor);
-        let merging = shared.clone();
-        let (more, cursor) = blocking(move || {
-            let mut more = false;
-            for _ in 0..MERGE_STEPS_MAX {
-                more = merging.map.merge_some(&mut cursor)?;
-                if !more {
-                    break;
-                }
-            }
-            Ok((more, cursor))
-        })
-        .await?;
-        self.cursor = cursor;
-        let delay = i64::try_from(shared.settings.garbage_delay.as_millis()).unwrap_or(i64::MAX);
-        let before = jiff::Timestamp::now().as_millisecond().saturating_sub(delay);
-        let garbage = shared.map.garbage(shared.settings.volume, before, DELETES_MAX)?;
-        // The log must say that nothing names them before they go, and what was merged must be in it anyway.
-        ship_until_done(shared, ship.as_mut()).await;
-        if !garbage.is_empty() {
-            delete(shared, &garbage).await?;
-            let (forgetting, forgotten) = (shared.clone(), garbage.clone());
-            blocking(move || forgetting.map.forget(&forgotten)).await?;
-            ship_until_done(shared, ship.as_mut()).await;
-        }
-        if more || garbage.len() == DELETES_MAX {
-            return Ok(Some(Instant::now()));
-        }
-        let oldest = shared.map.garbage_since(shared.settings.volume)?;
-        Ok(oldest.map(|since| {
-            let due =
-                since.saturating_add(delay).saturating_sub(jiff::Timestamp::now().as_millisecond());
-            Instant::now() + Duration::from_millis(u64::try_from(due).unwrap_or(0) + 1)
-        }))
-    }
-}
-
-async fn delete(shared: &Shared, garbage: &[Garbage]) -> Result<(), Error> {
-    for segment in garbage {
-        match shared.store.delete(&segment.name.key()).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-            Err(error) => return Err(error).attempt("delete a segment that nothing names"),
-        }
-    }
-    Ok(())
 }
 
 impl Shared {

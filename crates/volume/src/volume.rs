@@ -104,7 +104,7 @@ pub(crate) struct Shared {
     pub(crate) segment_next: AtomicU64,
     pub(crate) progress: watch::Sender<Progress>,
     flush: Arc<Flush>,
-    fetcher: Arc<Fetcher>,
+    pub(crate) fetcher: Arc<Fetcher>,
     streams: Mutex<Streams>,
     closed: AtomicBool,
     set_aside: Option<PathBuf>,
@@ -528,7 +528,7 @@ impl Shared {
 }
 
 /// The blocks of an aligned range inside the volume.
-fn block_range(offset: u64, length: u64) -> Result<Range<u32>, Error> {
+pub(crate) fn block_range(offset: u64, length: u64) -> Result<Range<u32>, Error> {
     let block = BLOCK_BYTES as u64;
     let end = offset.checked_add(length).filter(|end| *end <= VOLUME_BYTES);
     match end {
@@ -552,7 +552,7 @@ fn slice<'a>(buffer: &'a mut [u8], first: u32, blocks: &Range<u32>) -> &'a mut [
     &mut buffer[at(blocks.start)..at(blocks.end)]
 }
 
-fn buffer_block(buffer: &mut [u8], first: u32, block: u32) -> &mut [u8] {
+pub(crate) fn buffer_block(buffer: &mut [u8], first: u32, block: u32) -> &mut [u8] {
     slice(buffer, first, &(block..block + 1))
 }
 
