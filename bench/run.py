@@ -219,8 +219,8 @@ def summary(times: list[float]) -> dict:
     }
 
 
-def measure(directory: Path, rounds: Rounds, results: dict, save) -> None:
-    """Everything, one after the other, into `results`; what fails is reported and does not end the rest."""
+def measure(directory: Path, rounds: Rounds, only: list, results: dict, save) -> None:
+    """Everything, or only some parts, one after the other, into `results`; what fails is reported and does not end the rest."""
     archive = directory / "tree.tar"
     tree = json.loads(run(sys.executable, WORKLOAD, "tree", archive))
     with ExitStack() as stack:
@@ -232,6 +232,8 @@ def measure(directory: Path, rounds: Rounds, results: dict, save) -> None:
         name = next(bench.names)
 
         def attempt(key: str, work) -> None:
+            if only and key not in only:
+                return
             print(f"  {key} ...", end="", flush=True)
             before = time.monotonic()
             try:
@@ -272,6 +274,7 @@ def main() -> None:
     """Measures and reports."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds; results go to bench/out")
+    parser.add_argument("--only", action="append", default=[], metavar="PART", help="measure only this part; the figures of others stay")
     parser.add_argument("--directory", type=Path, help="where the server's data and the native disk are; 60 GB, removed again")
     args = parser.parse_args()
     if os.geteuid() != 0:
@@ -279,11 +282,12 @@ def main() -> None:
     # A benchmark that is ended cleans up as one that fails does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     directory = Path(tempfile.mkdtemp(prefix="puck-bench-", dir=args.directory))
-    results = {"machine": machine(), "quick": args.quick}
     here = Path(__file__).parent
     path = here / ("out" if args.quick else "results") / "first-light.json"
+    results = json.loads(path.read_text()) if args.only and path.exists() else {}
+    results |= {"machine": machine(), "quick": args.quick}
     try:
-        measure(directory, Rounds(args.quick), results, lambda: report.save(results, path))
+        measure(directory, Rounds(args.quick), args.only, results, lambda: report.save(results, path))
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         report.write(results, path, None if args.quick else ROOT / "docs/promises.md")

@@ -29,6 +29,10 @@ class Done:
     ended: float
 
 
+# The server closes a connection on which nothing was asked for longer.
+IDLE_SECONDS_MAX = 20
+
+
 class Api:
     """One connection that is kept alive, and one more per command, as the official clients do it."""
 
@@ -36,6 +40,7 @@ class Api:
         self.address = (urlsplit(url).hostname, urlsplit(url).port)
         self.token = token
         self.connection = http.client.HTTPConnection(*self.address, timeout=TIMEOUT_SECONDS)
+        self.used = time.monotonic()
 
     def call(self, method: str, path: str, body: dict | bytes | None = None, expect: tuple = (200, 201, 204)) -> bytes:
         """One request; the whole body of the answer."""
@@ -43,11 +48,14 @@ class Api:
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         if isinstance(body, dict):
             headers["Content-Type"] = "application/json"
+        if time.monotonic() - self.used > IDLE_SECONDS_MAX:
+            self.connection.close()
         self.connection.request(method, path, data, headers)
         if self.connection.sock:
             self.connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         answer = self.connection.getresponse()
         text = answer.read()
+        self.used = time.monotonic()
         if answer.status not in expect:
             raise Refused(f"{method} {path}: {answer.status} {text[:500]!r}")
         return text
