@@ -14,6 +14,7 @@ pub mod name;
 pub mod query;
 pub mod sprite;
 pub mod token;
+pub mod volume;
 
 /// The environment version that every response under one sprite carries as `Sprite-Version`.
 ///

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 /// The most sprites on one page of a list; a larger `max_results` is clamped to this.
 pub const LIST_PAGE_MAX: usize = 100;
@@ -51,6 +51,43 @@ pub enum PrivateAccess {
     OrgUsers,
 }
 
+/// When a flush of a sprite's disk (`fsync`) is done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// When the worker's disk has it; the bucket has it a second later.
+    #[default]
+    Default,
+    /// When the bucket has it.
+    Strict,
+}
+
+/// A text that names no durability.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("invalid durability, must be one of: default, strict")]
+pub struct ParseDurabilityError;
+
+impl FromStr for Durability {
+    type Err = ParseDurabilityError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "default" => Ok(Self::Default),
+            "strict" => Ok(Self::Strict),
+            _ => Err(ParseDurabilityError),
+        }
+    }
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Default => "default",
+            Self::Strict => "strict",
+        })
+    }
+}
+
 /// The settings of a sprite's URL.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UrlSettings {
@@ -87,6 +124,8 @@ pub struct Sprite {
     pub environment: BTreeMap<String, String>,
     /// Seconds without activity until the sprite sleeps (ours, beyond the original API).
     pub idle_timeout_seconds: u64,
+    /// When a flush of the sprite's disk is done (ours).
+    pub durability: Durability,
     /// How the sprite is kept apart from its neighbours: `vm`, `vm-emulated` or `namespaces` (ours).
     pub isolation: String,
     /// When it was created.
@@ -99,6 +138,9 @@ pub struct Sprite {
     /// When it last went to sleep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_warming_at: Option<Timestamp>,
+    /// When it was destroyed; it can be had back for a while (ours).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destroyed_at: Option<Timestamp>,
 }
 
 /// The body of a create call. Unknown members are ignored, as clients send more than is documented.
@@ -125,6 +167,28 @@ pub struct CreateSprite {
     /// Seconds without activity until the sprite sleeps (ours).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_seconds: Option<u64>,
+    /// `default` or `strict`: when a flush of the sprite's disk is done (ours).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub durability: Option<String>,
+}
+
+/// The body of a fork.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForkSprite {
+    /// The new sprite's name; a missing one is answered with 400.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The checkpoint to begin from; without it the disk as it is now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
+}
+
+/// The body of an undelete.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undelete {
+    /// The name that the sprite gets; without it the one that it had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 /// The body of an update: only present members change.
@@ -142,6 +206,9 @@ pub struct UpdateSprite {
     /// Seconds without activity until the sprite sleeps (ours).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_seconds: Option<u64>,
+    /// `default` or `strict`: when a flush of the sprite's disk is done (ours).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub durability: Option<String>,
 }
 
 /// URL settings as a client sends them: text, so that a bad value gets the API's own error.

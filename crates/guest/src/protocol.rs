@@ -36,6 +36,10 @@ pub const IDENTITY: &str = "/internal/identity";
 /// The agent then exits with status 0.
 pub const SLEEP: &str = "/internal/sleep";
 
+/// `PUT`: keeps what a fork begins with, see [`Pin`]; answered with 204 when the log in the bucket says so, with 404 when
+/// there is no such checkpoint. `DELETE` with the same body takes it back.
+pub const PIN: &str = "/internal/pin";
+
 /// `GET`: the [`Activity`] now.
 pub const ACTIVITY: &str = "/internal/activity";
 
@@ -57,8 +61,8 @@ pub const SPRITE_UID: u32 = 1001;
 pub struct Boot {
     /// The volume's id, as text.
     pub volume: String,
-    /// The volume to fork when this one has no log yet: the blank one, as text.
-    pub fork_of: Option<String>,
+    /// What to fork when this volume has no log yet; `None` when it must have one.
+    pub fork_of: Option<Source>,
     /// The ownership epoch under which the agent writes.
     pub epoch: u64,
     /// The digest of the base image that is mounted at [`BASE`].
@@ -73,6 +77,16 @@ pub struct Boot {
     pub limits: Limits,
     /// Which sprite this is; `None` in the pool.
     pub identity: Option<Identity>,
+}
+
+/// What a new volume begins as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The blank volume of this id.
+    Blank(String),
+    /// What the volume of this id has pinned for the new one.
+    Pinned(String),
 }
 
 /// The limits of one container.
@@ -99,6 +113,17 @@ pub struct Identity {
     pub environment: BTreeMap<String, String>,
     /// Seconds without activity until [`Event::Idle`].
     pub idle_timeout_seconds: u64,
+    /// Whether a flush of the disk is done only when the bucket has it.
+    pub strict: bool,
+}
+
+/// What a fork begins with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// The id of the fork's volume, as text.
+    pub child: String,
+    /// The checkpoint; the disk as it is now without it.
+    pub checkpoint: Option<String>,
 }
 
 /// What an agent tells its worker.

@@ -13,8 +13,13 @@ use api::{
     exec::{KillEvent, SessionList},
     files::Written,
     name::SpriteName,
-    sprite::{CreateSprite, LIST_PAGE_MAX, Sprite, SpriteList, UpdateSprite, WatchEvent},
+    sprite::{
+        CreateSprite, ForkSprite, LIST_PAGE_MAX, Sprite, SpriteList, Undelete, UpdateSprite,
+        WatchEvent,
+    },
+    volume::{DiffLine, Rewind, VolumeStatus},
 };
+use jiff::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Body, Method, RequestBuilder, Response, header};
 use serde::de::DeserializeOwned;
@@ -130,6 +135,31 @@ impl Client {
         self.done(self.request(Method::DELETE, &format!("/v1/sprites/{name}"))?).await
     }
 
+    /// Those that were destroyed and can be had back, the last one destroyed first.
+    pub(crate) async fn destroyed_sprites(&self, prefix: &str) -> Result<Vec<Sprite>> {
+        let path = format!("/v1/sprites?destroyed=true&prefix={}", encode(prefix));
+        let page: SpriteList = self.json(self.request(Method::GET, &path)?).await?;
+        Ok(page.sprites)
+    }
+
+    pub(crate) async fn fork_sprite(&self, name: &SpriteName, body: &ForkSprite) -> Result<Sprite> {
+        let request = self.request(Method::POST, &format!("/v1/sprites/{name}/fork"))?;
+        self.json(request.json(body).timeout(CREATE_TIMEOUT)).await
+    }
+
+    pub(crate) async fn undelete_sprite(
+        &self,
+        name: &SpriteName,
+        body: &Undelete,
+    ) -> Result<Sprite> {
+        let request = self.request(Method::POST, &format!("/v1/sprites/{name}/undelete"))?;
+        self.json(request.json(body)).await
+    }
+
+    pub(crate) async fn volume(&self, name: &SpriteName) -> Result<VolumeStatus> {
+        self.json(self.request(Method::GET, &format!("/v1/sprites/{name}/volume"))?).await
+    }
+
     pub(crate) async fn sessions(&self, name: &SpriteName) -> Result<SessionList> {
         self.json(self.request(Method::GET, &format!("/v1/sprites/{name}/exec"))?).await
     }
@@ -187,6 +217,24 @@ impl Client {
     ) -> Result<Lines<Progress>> {
         let path = format!("/v1/sprites/{name}/checkpoints/{}/restore", encode(id));
         self.lines(self.request(Method::POST, &path)?).await
+    }
+
+    /// Puts the disk back to an instant.
+    pub(crate) async fn rewind(&self, name: &SpriteName, at: Timestamp) -> Result<Lines<Progress>> {
+        let request = self.request(Method::POST, &format!("/v1/sprites/{name}/rewind"))?;
+        self.lines(request.json(&Rewind { at })).await
+    }
+
+    /// What is different at `to` from what was at `from`, path by path.
+    pub(crate) async fn diff(
+        &self,
+        name: &SpriteName,
+        from: &str,
+        to: &str,
+    ) -> Result<Lines<DiffLine>> {
+        let (from, to) = (encode(from), encode(to));
+        let path = format!("/v1/sprites/{name}/checkpoints/{from}/diff/{to}");
+        self.lines(self.request(Method::GET, &path)?).await
     }
 
     pub(crate) async fn delete_checkpoint(&self, name: &SpriteName, id: &str) -> Result<()> {

@@ -9,12 +9,15 @@ mod console;
 mod create;
 mod destroy;
 mod exec;
+mod fork;
 mod info;
 mod list;
 mod restore;
 mod sessions;
+mod undelete;
 mod url;
 mod r#use;
+mod volume;
 
 use crate::{context::Context, exit::Exit};
 
@@ -38,6 +41,9 @@ pub enum Commands {
     Attach(attach::Attach),
     Checkpoint(checkpoint::Checkpoint),
     Restore(restore::Restore),
+    Fork(fork::Fork),
+    Undelete(undelete::Undelete),
+    Volume(volume::Volume),
 }
 
 impl Commands {
@@ -56,6 +62,9 @@ impl Commands {
             Self::Attach(command) => command.run(context).await,
             Self::Checkpoint(command) => command.run(context).await,
             Self::Restore(command) => command.run(context).await,
+            Self::Fork(command) => command.run(context).await,
+            Self::Undelete(command) => command.run(context).await,
+            Self::Volume(command) => command.run(context).await,
         }
     }
 }

@@ -109,6 +109,11 @@ pub(crate) fn time(then: Timestamp, now: Timestamp) -> String {
     format!("{} ({})", then.strftime("%Y-%m-%d %H:%M:%S UTC"), ago(then, now))
 }
 
+/// A number of bytes for people: `512 B`, `1.50 kB`, `10.00 GB`.
+pub(crate) fn bytes(count: u64) -> String {
+    indicatif::DecimalBytes(count).to_string()
+}
+
 /// `key: value` lines with the values in one column.
 pub(crate) fn pairs(pairs: &[(&str, String)]) -> String {
     let width = pairs.iter().map(|(key, _)| key.len()).max().unwrap_or(0) + 1;

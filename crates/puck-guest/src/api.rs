@@ -17,6 +17,7 @@ mod files;
 mod lines;
 pub(crate) mod sandbox;
 mod session;
+mod volume;
 #[cfg(test)]
 mod tests;
 
@@ -134,6 +135,7 @@ pub(crate) fn router(agent: Arc<Agent>) -> Router {
         .merge(files::router())
         .merge(checkpoints::router())
         .merge(check::router())
+        .merge(volume::router())
         .fallback(no_such_route);
     Router::new()
         .nest("/v1/sprites/{name}", sprite)

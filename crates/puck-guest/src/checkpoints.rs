@@ -2,14 +2,21 @@
 
 use crate::{
     api::checkpoints::{CheckpointError, Checkpoints},
+    diff::diff,
     disk::DiskError,
     machine::{Machine, MachineError},
+    view::MountedView,
 };
-use api::checkpoint::{CURRENT, Checkpoint};
+use api::{
+    checkpoint::{CURRENT, Checkpoint},
+    sprite::Durability,
+    volume::{Change, VolumeState, VolumeStatus},
+};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use std::sync::Arc;
-use volume::ErrorKind;
+use tokio::sync::mpsc;
+use volume::{ErrorKind, State, Volume};
 
 /// The machine's disk and its history.
 pub(crate) struct DiskCheckpoints(pub(crate) Arc<Machine>);
@@ -48,6 +55,72 @@ impl Checkpoints for DiskCheckpoints {
     async fn restore(&self, id: &str) -> Result<(), CheckpointError> {
         self.0.restore(id).await.map_err(failed)
     }
+
+    async fn rewind(&self, at: Timestamp) -> Result<(), CheckpointError> {
+        self.0.rewind(at).await.map_err(failed)
+    }
+
+    async fn diff(
+        &self,
+        from: &str,
+        to: &str,
+        changes: mpsc::Sender<Change>,
+    ) -> Result<(), CheckpointError> {
+        let volume = self.0.volume().await.map_err(failed)?;
+        let (from, to) = (from.to_owned(), to.to_owned());
+        let comparing = tokio::task::spawn_blocking(move || compare(&volume, &from, &to, &changes));
+        comparing.await.map_err(|error| CheckpointError::Failed(error.into()))?
+    }
+
+    async fn status(&self) -> Result<VolumeStatus, CheckpointError> {
+        let volume = self.0.volume().await.map_err(failed)?;
+        let oldest_rewind = self.0.oldest().await.map_err(failed)?;
+        let (lag, state, durability) = (volume.lag(), volume.state(), volume.durability());
+        let stats = tokio::task::spawn_blocking(move || volume.stats())
+            .await
+            .map_err(|error| CheckpointError::Failed(error.into()))?
+            .map_err(volume_failed)?;
+        Ok(VolumeStatus {
+            durability: match durability {
+                volume::Durability::Default => Durability::Default,
+                volume::Durability::Strict => Durability::Strict,
+            },
+            state: match state {
+                State::Settled => VolumeState::Settled,
+                State::Sealing => VolumeState::Sealing,
+                State::Behind(_) => VolumeState::Behind,
+                State::Blocked(_) => VolumeState::Blocked,
+            },
+            trouble: match state {
+                State::Behind(trouble) | State::Blocked(trouble) => trouble.error,
+                State::Settled | State::Sealing => None,
+            },
+            lag_bytes: lag.bytes,
+            lag_seconds: lag.seconds,
+            logical_bytes: stats.logical_bytes,
+            live_bytes: stats.live_bytes,
+            stored_bytes: stats.stored_bytes,
+            reclaimable_bytes: stats.reclaimable_bytes,
+            cached_bytes: stats.cached_bytes,
+            oldest_rewind,
+        })
+    }
+}
+
+/// Mounts both states, walks them, and takes them away again. Blocks the thread.
+fn compare(
+    volume: &Volume,
+    from: &str,
+    to: &str,
+    changes: &mpsc::Sender<Change>,
+) -> Result<(), CheckpointError> {
+    let mount = |id| MountedView::mount(volume, id).map_err(disk_failed);
+    let (from, to) = (mount(from)?, mount(to)?);
+    let trees = (from.tree().map_err(disk_failed)?, to.tree().map_err(disk_failed)?);
+    let told = diff(&trees.0, &trees.1, |change| changes.blocking_send(change).is_ok());
+    // What is open keeps the views mounted.
+    drop(trees);
+    told.map_err(|error| CheckpointError::Failed(error.into()))
 }
 
 fn checkpoint(checkpoint: volume::Checkpoint) -> Checkpoint {
@@ -64,8 +137,18 @@ fn checkpoint(checkpoint: volume::Checkpoint) -> Checkpoint {
 
 fn failed(error: MachineError) -> CheckpointError {
     match error {
-        MachineError::Disk(DiskError::Volume { source, .. }) => volume_failed(source),
+        MachineError::Disk(error) => disk_failed(error),
         MachineError::Asleep => CheckpointError::Conflict(error.to_string()),
+        error => CheckpointError::Failed(error.into()),
+    }
+}
+
+fn disk_failed(error: DiskError) -> CheckpointError {
+    match error {
+        DiskError::Volume { source, .. } => volume_failed(source),
+        DiskError::Log(error @ replica::Error::OutOfReach { .. }) => {
+            CheckpointError::Conflict(error.to_string())
+        }
         error => CheckpointError::Failed(error.into()),
     }
 }

@@ -4,7 +4,7 @@
 //! closed --open--> detached --mount--> mounted --unmount--> detached --close--> closed
 //! ```
 //!
-//! Opening brings the local map and the log together, forking the blank volume when this volume has no log yet. Every mount
+//! Opening brings the local map and the log together, forking another volume when this one has no log yet. Every mount
 //! uses a new block device, so that I/O of an earlier mount can never reach a restored stack. A mount that fails is
 //! reported and never answered with a fresh disk.
 
@@ -12,10 +12,11 @@ use crate::gateway::Gateway;
 use async_trait::async_trait;
 use guest::{
     freeze::{self, Freezer},
-    protocol::{Boot, DATA},
+    protocol::{Boot, DATA, Source},
 };
+use jiff::Timestamp;
 use object_store::ObjectStore;
-use replica::{Log, Shipper};
+use replica::{At, Log, Shipper};
 use rustix::{
     fs::{Mode, OFlags},
     mount::{MountFlags, UnmountFlags},
@@ -28,7 +29,12 @@ use std::{
     sync::Arc,
 };
 use tracing::{error, info};
-use volume::{Checkpoint, Device, NewCheckpoint, Settings, Ship, Volume, VolumeId};
+use volume::{
+    Checkpoint, Device, ForkPoint, NewCheckpoint, Settings, Ship, Syncer, Volume, VolumeId,
+};
+
+/// The name of the file with an older map, beside the live one.
+const OLD_MAP: &str = "map-before.db";
 
 /// Where the volume's ext4 is mounted, inside the machine.
 pub(crate) const MOUNT: &str = "/volume";
@@ -48,8 +54,8 @@ pub(crate) enum DiskError {
         #[source]
         source: volume::Error,
     },
-    /// The blank volume could not be forked.
-    #[error("fork the blank volume {0}")]
+    /// The volume that this one begins as could not be forked.
+    #[error("fork volume {0}")]
     Fork(VolumeId, #[source] volume::Error),
     /// The filesystem did not freeze or thaw in order.
     #[error("freeze the filesystem")]
@@ -69,9 +75,9 @@ pub(crate) enum DiskError {
     /// The log could not be read or continued.
     #[error("open the log")]
     Log(#[source] replica::Error),
-    /// The blank volume has no log.
-    #[error("blank volume {0} is not in the bucket")]
-    NoBlank(VolumeId),
+    /// The volume to fork has no log.
+    #[error("volume {0}, which is to be forked, is not in the bucket")]
+    NoSource(VolumeId),
     /// The ext4 did not mount; nothing on it was changed.
     #[error("mount {device}")]
     Mount {
@@ -83,7 +89,7 @@ pub(crate) enum DiskError {
     },
     /// What the filesystem holds in memory could not be written back.
     #[error("sync the filesystem")]
-    Sync(#[source] io::Error),
+    Sync(#[source] volume::Error),
     /// The ext4 is still in use.
     #[error("unmount the volume")]
     Unmount(#[source] io::Error),
@@ -100,15 +106,20 @@ pub(crate) enum DiskError {
 
 /// The disk. One task owns it and calls its methods one after the other.
 pub(crate) struct Disk {
+    log: Log,
     volume: Volume,
     freezer: Freezer,
     generation: u64,
     mounted: Option<Mounted>,
+    /// How many seals there had been at the last checkpoint.
+    seals_kept: u64,
 }
 
 struct Mounted {
     device: Device,
     filesystem: File,
+    /// No other thread of this process may wait for the disk that this process serves.
+    syncer: Syncer,
 }
 
 impl Disk {
@@ -125,7 +136,7 @@ impl Disk {
         if let Some(source) = &boot.fork_of
             && log.head().await.map_err(DiskError::Log)?.is_none()
         {
-            fork_blank(&store, source.parse()?, id, &db).await?;
+            fork(&store, source, id, &db).await?;
         }
         let (shipper, opened) = log.open(&db, boot.epoch).await.map_err(DiskError::Log)?;
         info!(volume = %id, epoch = boot.epoch, ?opened, "log is open");
@@ -134,7 +145,7 @@ impl Disk {
         let volume = Volume::open(settings, store, Box::new(LogShip(shipper)))
             .await
             .map_err(|source| DiskError::Volume { action: "open", source })?;
-        Ok(Self { volume, freezer, generation: 0, mounted: None })
+        Ok(Self { log, volume, freezer, generation: 0, mounted: None, seals_kept: 0 })
     }
 
     /// The volume, for its lag, its figures and its checkpoints.
@@ -153,7 +164,8 @@ impl Disk {
             .map_err(|source| DiskError::Device { action: "attach", source })?;
         match mount_ext4(device.path()) {
             Ok(filesystem) => {
-                self.mounted = Some(Mounted { device, filesystem });
+                let syncer = Syncer::new(&filesystem).map_err(DiskError::Sync)?;
+                self.mounted = Some(Mounted { device, filesystem, syncer });
                 Ok(())
             }
             Err(source) => {
@@ -172,15 +184,18 @@ impl Disk {
     /// Unmounts the ext4, which writes back all of it, and ends the block device. Everything that used it must be gone.
     pub(crate) fn unmount(&mut self) -> Result<(), DiskError> {
         let Some(mounted) = self.mounted.take() else { return Ok(()) };
-        drop(mounted.filesystem);
+        drop((mounted.filesystem, mounted.syncer));
         rustix::mount::unmount(MOUNT, UnmountFlags::empty())
             .map_err(|errno| DiskError::Unmount(errno.into()))?;
         mounted.device.detach().map_err(|source| DiskError::Device { action: "detach", source })
     }
 
-    /// A descriptor of the mounted filesystem, for [`sync`].
-    pub(crate) fn filesystem(&self) -> io::Result<Option<File>> {
-        self.mounted.as_ref().map(|mounted| mounted.filesystem.try_clone()).transpose()
+    /// Writes back what the mounted filesystem holds in memory. Blocks the thread.
+    pub(crate) fn sync(&self) -> Result<(), DiskError> {
+        match &self.mounted {
+            Some(mounted) => mounted.syncer.sync().map_err(DiskError::Sync),
+            None => Ok(()),
+        }
     }
 
     /// Takes a checkpoint of what is mounted. The filesystem is frozen only while a layer is pushed.
@@ -189,17 +204,37 @@ impl Disk {
         comment: &str,
         auto: bool,
     ) -> Result<Checkpoint, DiskError> {
-        let Self { volume, freezer, mounted, .. } = self;
-        let cut = match mounted {
-            Some(mounted) => {
-                tokio::task::block_in_place(|| cut_frozen(freezer, &mounted.filesystem, volume))?
-            }
-            None => volume.cut().map_err(|source| DiskError::Volume { action: "cut", source })?,
-        };
-        volume
+        let cut = self.cut()?;
+        let checkpoint = self
+            .volume
             .checkpoint(cut, NewCheckpoint { comment: comment.to_owned(), auto })
             .await
-            .map_err(|source| DiskError::Volume { action: "checkpoint", source })
+            .map_err(|source| DiskError::Volume { action: "checkpoint", source })?;
+        self.seals_kept = self.volume.counters().seals;
+        Ok(checkpoint)
+    }
+
+    /// Keeps the disk as an automatic checkpoint, if anything was written since the last one, and lets old ones go.
+    pub(crate) async fn keep(&mut self, comment: &str) -> Result<(), DiskError> {
+        let seals = self.volume.counters().seals;
+        if seals == self.seals_kept && self.volume.lag().bytes == 0 {
+            return Ok(());
+        }
+        self.checkpoint(comment, true).await?;
+        self.volume
+            .prune_automatic(Timestamp::now())
+            .await
+            .map(drop)
+            .map_err(|source| DiskError::Volume { action: "prune checkpoints of", source })
+    }
+
+    /// Ends the live layer at an instant at which the filesystem is whole.
+    fn cut(&mut self) -> Result<volume::Cut, DiskError> {
+        let Self { volume, freezer, mounted, .. } = self;
+        match mounted {
+            Some(mounted) => tokio::task::block_in_place(|| cut_frozen(freezer, mounted, volume)),
+            None => volume.cut().map_err(|source| DiskError::Volume { action: "cut", source }),
+        }
     }
 
     /// Puts a new empty layer on the checkpoint's stack. What it replaces stays as an automatic checkpoint.
@@ -211,6 +246,50 @@ impl Disk {
             .map_err(|source| DiskError::Volume { action: "restore", source })
     }
 
+    /// Writes this volume's map as it was at an instant into a file, which [`Self::rewind`] takes.
+    pub(crate) async fn map_at(&self, at: Timestamp) -> Result<PathBuf, DiskError> {
+        let path = Path::new(DATA).join(OLD_MAP);
+        self.log.restore_at(&path, At::Time(at)).await.map_err(DiskError::Log)?;
+        Ok(path)
+    }
+
+    /// The oldest instant that the disk can go back to.
+    pub(crate) async fn oldest(&self) -> Result<Option<Timestamp>, DiskError> {
+        let reach = self.log.reach().await.map_err(DiskError::Log)?;
+        let whole = self
+            .volume
+            .whole_since()
+            .map_err(|source| DiskError::Volume { action: "look at", source })?;
+        Ok(reach.map(|reach| whole.map_or(reach.oldest, |whole| whole.max(reach.oldest))))
+    }
+
+    /// Puts what the disk was at an instant on the stack. What it replaces stays as an automatic checkpoint.
+    pub(crate) async fn rewind(
+        &mut self,
+        old_map: &Path,
+        at: Timestamp,
+    ) -> Result<Checkpoint, DiskError> {
+        assert!(self.mounted.is_none(), "the owner unmounts before it rewinds");
+        self.volume
+            .rewind(old_map, at)
+            .await
+            .map_err(|source| DiskError::Volume { action: "rewind", source })
+    }
+
+    /// Keeps what a fork begins with: a checkpoint, or what is mounted now.
+    pub(crate) async fn pin(
+        &mut self,
+        child: VolumeId,
+        checkpoint: Option<String>,
+    ) -> Result<(), DiskError> {
+        let at = match checkpoint {
+            Some(id) => ForkPoint::Checkpoint(id),
+            None => ForkPoint::Cut(self.cut()?),
+        };
+        let pinned = self.volume.pin(child, at).await;
+        pinned.map(drop).map_err(|source| DiskError::Volume { action: "pin", source })
+    }
+
     /// Puts everything into the bucket and ends the volume. The disk must be unmounted.
     pub(crate) async fn close(self) -> Result<(), DiskError> {
         assert!(self.mounted.is_none(), "the owner unmounts before it closes");
@@ -218,19 +297,14 @@ impl Disk {
     }
 }
 
-/// Writes back what the filesystem holds in memory.
-pub(crate) fn sync(filesystem: &File) -> Result<(), DiskError> {
-    rustix::fs::syncfs(filesystem).map_err(|errno| DiskError::Sync(errno.into()))
-}
-
 fn cut_frozen(
     freezer: &mut Freezer,
-    filesystem: &File,
+    mounted: &Mounted,
     volume: &Volume,
 ) -> Result<volume::Cut, DiskError> {
     // The sync outside of the freeze keeps the freeze short: what is left to write back then is little.
-    sync(filesystem)?;
-    let frozen = freezer.freeze(filesystem).map_err(DiskError::Freeze)?;
+    mounted.syncer.sync().map_err(DiskError::Sync)?;
+    let frozen = freezer.freeze(&mounted.filesystem).map_err(DiskError::Freeze)?;
     let cut = volume.cut().map_err(|source| DiskError::Volume { action: "cut", source });
     frozen.thaw().map_err(DiskError::Freeze)?;
     cut
@@ -249,7 +323,7 @@ fn mount_ext4(device: &Path) -> io::Result<File> {
     Ok(File::from(directory))
 }
 
-fn create_private(directory: &Path) -> Result<(), DiskError> {
+pub(crate) fn create_private(directory: &Path) -> Result<(), DiskError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -262,17 +336,23 @@ fn volume_log(id: VolumeId) -> object_store::path::Path {
     object_store::path::Path::from(format!("volumes/{id}/log"))
 }
 
-async fn fork_blank(
+async fn fork(
     store: &Arc<dyn ObjectStore>,
-    source: VolumeId,
+    source: &Source,
     id: VolumeId,
     db: &Path,
 ) -> Result<(), DiskError> {
-    let blank = Log::new(store.clone(), volume_log(source));
-    if blank.restore(db).await.map_err(DiskError::Log)?.is_none() {
-        return Err(DiskError::NoBlank(source));
+    let (Source::Blank(from) | Source::Pinned(from)) = source;
+    let from: VolumeId = from.parse()?;
+    let log = Log::new(store.clone(), volume_log(from));
+    if log.restore(db).await.map_err(DiskError::Log)?.is_none() {
+        return Err(DiskError::NoSource(from));
     }
-    volume::fork(db, id).map_err(|error| DiskError::Fork(source, error))
+    let forked = match source {
+        Source::Blank(_) => volume::fork(db, id),
+        Source::Pinned(_) => volume::fork_pinned(db, id),
+    };
+    forked.map_err(|error| DiskError::Fork(from, error))
 }
 
 /// The log, as the volume sees it.

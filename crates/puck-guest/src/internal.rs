@@ -1,16 +1,21 @@
 //! The routes that only the worker may call.
 
-use crate::{api::activity::Activity, machine::Machine};
+use crate::{
+    api::activity::Activity,
+    disk::DiskError,
+    machine::{Machine, MachineError},
+};
 use axum::{
     Json, Router,
     extract::State,
     http::StatusCode,
     routing::{get, post, put},
 };
-use guest::protocol::{ACTIVITY, IDENTITY, Identity, SLEEP};
+use guest::protocol::{ACTIVITY, IDENTITY, Identity, PIN, Pin, SLEEP};
 use std::sync::Arc;
 use tokio::sync::Notify;
 use tracing::error;
+use volume::ErrorKind;
 
 /// What the routes work on.
 #[derive(Clone)]
@@ -29,6 +34,7 @@ pub(crate) fn router(internal: Internal) -> Router {
         .route(IDENTITY, put(assign))
         .route(ACTIVITY, get(activity))
         .route(SLEEP, post(sleep))
+        .route(PIN, put(pin).delete(unpin))
         .with_state(internal)
 }
 
@@ -61,6 +67,32 @@ async fn sleep(State(internal): State<Internal>) -> Result<StatusCode, StatusCod
         Ok(Err(error)) => Err(refuse("sleep", &error)),
         Err(error) => Err(refuse("sleep", &error)),
     }
+}
+
+async fn pin(
+    State(internal): State<Internal>,
+    Json(pin): Json<Pin>,
+) -> Result<StatusCode, StatusCode> {
+    let child = pin.child.parse().map_err(|error| refuse("read a pin", &error))?;
+    match internal.machine.pin(child, pin.checkpoint).await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(MachineError::Disk(DiskError::Volume { source, .. }))
+            if source.kind() == ErrorKind::NotFound =>
+        {
+            Err(StatusCode::NOT_FOUND)
+        }
+        Err(error) => Err(refuse("pin", &error)),
+    }
+}
+
+async fn unpin(
+    State(internal): State<Internal>,
+    Json(pin): Json<Pin>,
+) -> Result<StatusCode, StatusCode> {
+    let child = pin.child.parse().map_err(|error| refuse("read a pin", &error))?;
+    let volume = internal.machine.volume().await.map_err(|error| refuse("unpin", &error))?;
+    volume.unpin(child).await.map_err(|error| refuse("unpin", &error))?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 fn refuse(action: &str, error: &(dyn std::error::Error + 'static)) -> StatusCode {

@@ -16,7 +16,7 @@
 
 use crate::{
     api::sandbox::Sandbox,
-    disk::{self, Disk, DiskError, MOUNT},
+    disk::{Disk, DiskError, MOUNT},
     gateway::Gateway,
 };
 use guest::{
@@ -32,13 +32,17 @@ use std::{
 };
 use tokio::{
     sync::{Mutex, MutexGuard, watch},
-    time::MissedTickBehavior,
+    time::{Instant, MissedTickBehavior},
 };
 use tracing::{error, warn};
-use volume::Checkpoint;
+use jiff::Timestamp;
+use volume::{Checkpoint, Durability, VolumeId};
 
 /// How often what the filesystem holds in memory is written back, so that the bucket is never far behind.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often the disk of a sprite that is awake is kept as an automatic checkpoint, if it changed.
+const KEEP_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// The host name of a machine that is nobody yet.
 const POOL_HOSTNAME: &str = "sprite";
@@ -84,6 +88,9 @@ impl Machine {
         freezer: Freezer,
     ) -> Result<Arc<Self>, MachineError> {
         let mut disk = Disk::open(&boot, gateway, freezer).await?;
+        if let Some(identity) = &boot.identity {
+            disk.volume().set_durability(durability(identity));
+        }
         tokio::task::block_in_place(|| disk.mount())?;
         let identity = watch::Sender::new(boot.identity.clone());
         let inside = Mutex::new(Some(Inside { disk, container: None }));
@@ -110,6 +117,9 @@ impl Machine {
                 .set_hostname(&identity.name)
                 .await
                 .map_err(|source| MachineError::Container { action: "name", source })?;
+        }
+        if let Some(inside) = inside.as_ref() {
+            inside.disk.volume().set_durability(durability(&identity));
         }
         self.identity.send_replace(Some(identity));
         Ok(())
@@ -144,6 +154,36 @@ impl Machine {
         Ok(())
     }
 
+    /// Makes the disk what it was at an instant. The state before stays as an automatic checkpoint.
+    pub(crate) async fn rewind(&self, at: Timestamp) -> Result<(), MachineError> {
+        let mut guard = self.inside().await?;
+        let inside = guard.as_mut().expect("not asleep");
+        // What does not need the container down comes first.
+        let old_map = inside.disk.map_at(at).await?;
+        self.stop_container(inside).await?;
+        tokio::task::block_in_place(|| inside.disk.unmount())?;
+        let rewound = inside.disk.rewind(&old_map, at).await;
+        // Whether or not the stack has changed, the sprite goes on with the one that it has now.
+        tokio::task::block_in_place(|| inside.disk.mount())?;
+        self.start_container(inside).await?;
+        rewound?;
+        Ok(())
+    }
+
+    /// The oldest instant that [`Self::rewind`] can go back to.
+    pub(crate) async fn oldest(&self) -> Result<Option<Timestamp>, MachineError> {
+        Ok(self.inside().await?.as_ref().expect("not asleep").disk.oldest().await?)
+    }
+
+    /// Keeps what a fork begins with: a checkpoint, or the disk as it is now.
+    pub(crate) async fn pin(
+        &self,
+        child: VolumeId,
+        checkpoint: Option<String>,
+    ) -> Result<(), MachineError> {
+        Ok(self.inside().await?.as_mut().expect("not asleep").disk.pin(child, checkpoint).await?)
+    }
+
     /// Kills the container and starts it anew; the disk stays mounted.
     pub(crate) async fn bounce(&self) -> Result<(), MachineError> {
         let mut guard = self.inside().await?;
@@ -158,30 +198,28 @@ impl Machine {
         let mut inside = guard.take().expect("not asleep");
         self.stop_container(&mut inside).await?;
         tokio::task::block_in_place(|| inside.disk.unmount())?;
+        inside.disk.keep("before sleep").await?;
         Ok(inside.disk.close().await?)
     }
 
-    /// Writes back what the filesystem holds in memory, at every tick, for as long as the machine is awake.
+    /// Writes back what the filesystem holds in memory, at every tick, for as long as the machine is awake, and keeps the
+    /// disk as an automatic checkpoint from time to time.
     pub(crate) async fn sync_forever(&self) {
+        let mut kept = Instant::now();
         let mut ticks = tokio::time::interval(SYNC_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             // A transition syncs by itself, so a tick that meets one has nothing to do.
-            let Ok(inside) = self.inside.try_lock() else { continue };
-            let Some(inside) = inside.as_ref() else { return };
-            match inside.disk.filesystem() {
-                Ok(Some(filesystem)) => {
-                    if let Err(error) = tokio::task::block_in_place(|| disk::sync(&filesystem)) {
-                        warn!(
-                            error = &error as &dyn std::error::Error,
-                            "write back the filesystem"
-                        );
-                    }
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    warn!(error = &error as &dyn std::error::Error, "duplicate a descriptor");
+            let Ok(mut inside) = self.inside.try_lock() else { continue };
+            let Some(inside) = inside.as_mut() else { return };
+            if let Err(error) = tokio::task::block_in_place(|| inside.disk.sync()) {
+                warn!(error = &error as &dyn std::error::Error, "write back the filesystem");
+            }
+            if kept.elapsed() >= KEEP_INTERVAL {
+                kept = Instant::now();
+                if let Err(error) = inside.disk.keep("hourly").await {
+                    warn!(error = &error as &dyn std::error::Error, "keep an hourly checkpoint");
                 }
             }
         }
@@ -245,6 +283,10 @@ impl Machine {
         let Some(container) = inside.container.take() else { return Ok(()) };
         container.stop().await.map_err(|source| MachineError::Container { action: "stop", source })
     }
+}
+
+fn durability(identity: &Identity) -> Durability {
+    if identity.strict { Durability::Strict } else { Durability::Default }
 }
 
 async fn died(container: Option<Arc<Container>>) {

@@ -5,10 +5,12 @@
 
 mod api;
 mod checkpoints;
+mod diff;
 mod disk;
 mod gateway;
 mod internal;
 mod machine;
+mod view;
 
 use crate::{checkpoints::DiskCheckpoints, gateway::Gateway, internal::Internal, machine::Machine};
 use anyhow::Context;

@@ -15,6 +15,7 @@ use api::{
     sprite::SpriteId,
     token::Token,
 };
+use jiff::Timestamp;
 use object_store::{ObjectStore, path::Path as Key};
 use replica::Log;
 use rusqlite::Connection;
@@ -38,6 +39,36 @@ use writer::{Change, Op, Writer};
 /// The sprites of an account, by name.
 pub(crate) type Sprites = BTreeMap<SpriteName, Arc<SpriteRecord>>;
 
+/// What an account holds.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Contents {
+    /// The sprites that there are.
+    pub(crate) sprites: Sprites,
+    /// Those that were destroyed and whose volumes are still there, by id.
+    pub(crate) destroyed: BTreeMap<SpriteId, Arc<SpriteRecord>>,
+}
+
+impl Contents {
+    fn new(records: Vec<SpriteRecord>) -> Self {
+        let mut contents = Self::default();
+        records.into_iter().map(Arc::new).for_each(|record| contents.insert(record));
+        contents
+    }
+
+    fn insert(&mut self, record: Arc<SpriteRecord>) {
+        if record.destroyed_at.is_none() {
+            self.sprites.insert(record.name.clone(), record);
+        } else {
+            self.destroyed.insert(record.id, record);
+        }
+    }
+
+    /// Every sprite, destroyed ones too.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<SpriteRecord>> {
+        self.sprites.values().chain(self.destroyed.values())
+    }
+}
+
 /// How many changes may wait for the writer; further ones wait with their callers.
 const CHANGES_WAITING_MAX: usize = 256;
 
@@ -46,7 +77,7 @@ const CHANGES_WAITING_MAX: usize = 256;
 pub(crate) struct Account {
     org: OrgName,
     org_id: String,
-    sprites: watch::Receiver<Arc<Sprites>>,
+    contents: watch::Receiver<Arc<Contents>>,
     tokens: BTreeMap<String, Hash>,
     changes: mpsc::Sender<Change>,
     closing: CancellationToken,
@@ -77,6 +108,9 @@ pub(crate) enum AccountError {
     /// There is no sprite of this name.
     #[error("no sprite is named {0}")]
     Missing(SpriteName),
+    /// There is no destroyed sprite of this id.
+    #[error("{0} was not destroyed, or is gone for good")]
+    Gone(SpriteId),
     /// A newer version of the product wrote the database.
     #[error("the account's database has version {found}, this server knows up to {known}")]
     Newer {
@@ -129,10 +163,10 @@ impl Account {
         let org_id = tables::prepare(&mut db, &org)?;
         let token = tokens::load_or_mint(&mut db, &org, &org_id, token)?;
         let tokens = tables::tokens(&db)?;
-        let sprites = tables::sprites(&db)?;
-        info!(organization = %org, sprites = sprites.len(), ?opened, "account is open");
+        let contents = Contents::new(tables::sprites(&db)?);
+        info!(organization = %org, sprites = contents.sprites.len(), ?opened, "account is open");
 
-        let (publish, published) = watch::channel(Arc::new(sprites));
+        let (publish, published) = watch::channel(Arc::new(contents));
         let mut writer = Writer::new(db, shipper, publish, fenced);
         writer.ship().await?;
         let (changes, waiting) = mpsc::channel(CHANGES_WAITING_MAX);
@@ -143,7 +177,7 @@ impl Account {
         let writer =
             tokio::task::spawn_blocking(move || runtime.block_on(writer.run(waiting, closed)));
         let writer = Mutex::new(Some(writer));
-        Ok((Self { org, org_id, sprites: published, tokens, changes, closing, writer }, token))
+        Ok((Self { org, org_id, contents: published, tokens, changes, closing, writer }, token))
     }
 
     /// The organization's name.
@@ -158,22 +192,22 @@ impl Account {
         &self.org_id
     }
 
-    /// The sprites now.
+    /// What it holds now.
     #[must_use]
-    pub(crate) fn sprites(&self) -> Arc<Sprites> {
-        self.sprites.borrow().clone()
+    pub(crate) fn contents(&self) -> Arc<Contents> {
+        self.contents.borrow().clone()
     }
 
-    /// The sprites now and whenever they change.
+    /// What it holds now and whenever that changes.
     #[must_use]
-    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Sprites>> {
-        self.sprites.clone()
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Contents>> {
+        self.contents.clone()
     }
 
     /// One sprite.
     #[must_use]
     pub(crate) fn sprite(&self, name: &SpriteName) -> Option<Arc<SpriteRecord>> {
-        self.sprites.borrow().get(name).cloned()
+        self.contents.borrow().sprites.get(name).cloned()
     }
 
     /// Whether the token is one of this organization's. Takes the same time for any secret.
@@ -201,13 +235,27 @@ impl Account {
         self.change(Op::Update(name.clone(), id, Box::new(change))).await
     }
 
-    /// Removes a sprite, if it is still this one. Returns what it was when the bucket has it no more.
+    /// Destroys a sprite, if it is still this one: its name is free, and it can be had back until it is forgotten.
     pub(crate) async fn destroy(
         &self,
         name: &SpriteName,
         id: SpriteId,
     ) -> Result<Arc<SpriteRecord>, AccountError> {
-        self.change(Op::Destroy(name.clone(), id)).await
+        self.change(Op::Destroy(name.clone(), id, Timestamp::now())).await
+    }
+
+    /// Takes back the destruction of a sprite, which gets a name that is free.
+    pub(crate) async fn undelete(
+        &self,
+        id: SpriteId,
+        name: &SpriteName,
+    ) -> Result<Arc<SpriteRecord>, AccountError> {
+        self.change(Op::Undelete(id, name.clone())).await
+    }
+
+    /// Forgets a destroyed sprite. Returns what it was when the bucket has it no more.
+    pub(crate) async fn forget(&self, id: SpriteId) -> Result<Arc<SpriteRecord>, AccountError> {
+        self.change(Op::Forget(id)).await
     }
 
     /// Lets what was asked for finish, and closes the database.

@@ -149,8 +149,10 @@ impl Server {
             worker,
             address,
             idle_timeout,
+            self.settings.undelete,
             stop.clone(),
         ));
+        orchestrator.spawn(orchestrator.clone().reap_forever());
         orchestrator.spawn(recover(orchestrator.clone(), stop.clone()));
         orchestrator.spawn(stop_when(self.fenced.clone(), stop.clone()));
         let router = orchestrator::router(orchestrator.clone());
@@ -198,8 +200,10 @@ async fn record(
             transition = transitions.recv() => transition,
         };
         let Some(Transition { sprite, status, at }) = transition else { return };
-        let sprites = account.sprites();
-        let Some(record) = sprites.values().find(|record| record.id == sprite) else { continue };
+        let contents = account.contents();
+        let Some(record) = contents.sprites.values().find(|record| record.id == sprite) else {
+            continue;
+        };
         let change = move |record: &mut crate::account::SpriteRecord| match status {
             Status::Running => record.last_running_at = Some(at),
             Status::Warm | Status::Cold => record.last_warming_at = Some(at),
@@ -212,9 +216,9 @@ async fn record(
 
 /// Finishes what a crash cut off, for as long as the server runs.
 async fn recover(orchestrator: Arc<Orchestrator>, stop: CancellationToken) {
-    let sprites = orchestrator.account().sprites();
-    let known = sprites
-        .values()
+    let contents = orchestrator.account().contents();
+    let known = contents
+        .all()
         .map(|record| (record.volume, (record.id, disk(record), orchestrator.identity(record))))
         .collect();
     if let Some(Err(error)) = unless(&stop, orchestrator.worker().recover(known)).await {

@@ -7,27 +7,29 @@
 mod auth;
 mod create;
 mod destroy;
+mod fork;
 mod list;
 mod organization;
 mod proxy;
 mod refusal;
 mod serve;
+mod undelete;
 mod update;
 mod view;
 mod watch;
 
 use crate::{
     account::{Account, SpriteRecord},
-    worker::{Disk, Worker},
+    worker::{Disk, Lease, Worker},
 };
-use api::name::SpriteName;
+use api::{name::SpriteName, sprite::Durability};
 use axum::{
     Router,
     extract::State,
     http::{HeaderName, HeaderValue, StatusCode, Uri},
     middleware,
     response::{IntoResponse, Json, Response},
-    routing::{any, get},
+    routing::{any, get, post},
 };
 use guest::protocol::Identity;
 use percent_encoding::percent_decode_str;
@@ -55,6 +57,8 @@ pub(crate) struct Orchestrator {
     /// How sprites' URLs end: `ORG.DOMAIN:PORT` follows the name and a hyphen.
     authority: String,
     idle_timeout_default: Duration,
+    /// How long a destroyed sprite can be had back.
+    undelete_window: Duration,
     /// Names that are being created.
     creating: Mutex<BTreeSet<SpriteName>>,
     /// Work that goes on without its caller.
@@ -69,6 +73,7 @@ impl Orchestrator {
         worker: Worker,
         address: SocketAddr,
         idle_timeout_default: Duration,
+        undelete_window: Duration,
         stop: CancellationToken,
     ) -> Self {
         let authority = format!("{}.localhost:{}", account.org_id(), address.port());
@@ -77,6 +82,7 @@ impl Orchestrator {
             worker,
             authority,
             idle_timeout_default,
+            undelete_window,
             creating: Mutex::default(),
             tasks: TaskTracker::new(),
             stop,
@@ -113,6 +119,7 @@ impl Orchestrator {
             url: self.url(&record.name),
             environment: record.environment.clone(),
             idle_timeout_seconds: record.idle_timeout_seconds,
+            strict: record.durability == Durability::Strict,
         }
     }
 
@@ -120,15 +127,28 @@ impl Orchestrator {
         format!("http://{name}-{}", self.authority)
     }
 
-    /// The sprite that the path `/v1/sprites/NAME…` names. Segments are decoded after splitting.
+    /// The sprite that the path names.
     fn find(&self, uri: &Uri) -> Result<Arc<SpriteRecord>, Refusal> {
-        let segment = uri.path().split('/').nth(3).unwrap_or_default();
-        let name = percent_decode_str(segment)
-            .decode_utf8()
-            .ok()
-            .and_then(|name| name.parse::<SpriteName>().ok());
-        name.and_then(|name| self.account.sprite(&name)).ok_or_else(Refusal::no_sprite)
+        name(uri).and_then(|name| self.account.sprite(&name)).ok_or_else(Refusal::no_sprite)
     }
+
+    /// Wakes a sprite if it sleeps, and keeps it awake for as long as the lease lives.
+    async fn lease(&self, record: &SpriteRecord) -> Result<Lease, Refusal> {
+        let disk = disk(record);
+        let lease = self.worker.lease(record.id, &disk, self.identity(record));
+        match tokio::time::timeout(WAKE_WAIT_MAX, lease).await {
+            Ok(lease) => Ok(lease?),
+            Err(_) => {
+                Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, "the sprite did not wake in time"))
+            }
+        }
+    }
+}
+
+/// The name in the path `/v1/sprites/NAME…`. Segments are decoded after splitting.
+fn name(uri: &Uri) -> Option<SpriteName> {
+    let segment = uri.path().split('/').nth(3).unwrap_or_default();
+    percent_decode_str(segment).decode_utf8().ok()?.parse().ok()
 }
 
 /// The disk of a sprite, as its worker needs it.
@@ -141,6 +161,8 @@ pub(crate) fn router(orchestrator: Arc<Orchestrator>) -> Router {
     let sprite = Router::new()
         .route("/v1/sprites/{name}", get(show).put(update::update).delete(destroy::destroy))
         .route("/v1/sprites/{name}/", any(proxy::proxy))
+        .route("/v1/sprites/{name}/fork", post(fork::fork))
+        .route("/v1/sprites/{name}/undelete", post(undelete::undelete))
         .route("/v1/sprites/{name}/{*rest}", any(proxy::proxy))
         .layer(middleware::map_response(version));
     Router::new()

@@ -41,6 +41,9 @@ pub(crate) struct DevArgs {
     /// How long a sprite without activity stays awake
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = idle_timeout)]
     idle_timeout: Duration,
+    /// How long a destroyed sprite can be had back with `puck undelete`; 0s removes it at once
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = api::duration::parse)]
+    undelete: Duration,
     /// How many empty machines wait for the next create
     #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = pool_size)]
     pool: usize,
@@ -74,6 +77,7 @@ pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     pub(crate) bucket: BucketUrl,
     pub(crate) idle_timeout: Duration,
+    pub(crate) undelete: Duration,
     pub(crate) pool: usize,
     pub(crate) take_over: bool,
     pub(crate) org: OrgName,
@@ -121,6 +125,7 @@ impl DevArgs {
             listen: self.listen,
             bucket,
             idle_timeout: self.idle_timeout,
+            undelete: self.undelete,
             pool: self.pool,
             take_over: self.take_over,
             org: self.organization,

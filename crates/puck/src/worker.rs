@@ -48,9 +48,6 @@ pub(crate) use blank::blank_volume;
 pub(crate) use machine::{BootError, Disk};
 pub(crate) use sprite::{Lease, WakeError};
 
-/// The most machines that run at once, pooled ones included.
-pub(crate) const MACHINES_MAX: usize = 256;
-
 /// How many transitions may wait to be recorded. More are dropped: they are dates for people.
 const TRANSITIONS_WAITING_MAX: usize = 4096;
 
@@ -217,7 +214,11 @@ impl Worker {
         if let Some(machine) = self.pool.take() {
             return Ok(Empty(machine));
         }
-        let disk = pool::fresh_disk(&self.site);
+        self.boot_fork(pool::fresh_disk(&self.site)).await
+    }
+
+    /// A machine on a fork, whose nearest ancestor has been told to keep what it begins with.
+    pub(crate) async fn boot_fork(&self, disk: Disk) -> Result<Empty, BootError> {
         let volume = disk.volume;
         match Machine::boot(&self.site, disk, None, &self.stop).await {
             Ok(machine) => Ok(Empty(machine)),
@@ -286,6 +287,12 @@ impl Worker {
         if doom.fresh {
             self.site.unsettled.remove(doom.volume);
         }
+    }
+
+    /// Puts a sprite to sleep that was destroyed and may be had back, and removes what it has on this disk.
+    pub(crate) async fn retire(&self, id: SpriteId, disk: &Disk) {
+        self.sprite(id, disk).retire().await;
+        self.changed.send_replace(());
     }
 
     /// Ends the machine of a destroyed sprite. All there is of its volume goes a little later.

@@ -18,3 +18,4 @@ mod slots;
 pub use error::Error;
 pub use host::{Host, HostSettings, INSTANCE_BYTES_MAX};
 pub use machine::{Exit, Machine, MachineSpec};
+pub use range::MACHINES_MAX;

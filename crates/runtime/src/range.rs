@@ -26,7 +26,7 @@ const ADDRESSES_IN_RANGE: u32 = 1 << 10;
 const PREFIX: u32 = 22;
 
 /// The most machines of one server. Slot 0 is left out: its address is that of the network.
-pub(crate) const MACHINES_MAX: u32 = 1000;
+pub const MACHINES_MAX: u32 = 1000;
 
 /// One range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

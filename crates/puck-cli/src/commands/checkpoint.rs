@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use api::{
     checkpoint::{CURRENT, Checkpoint as Item, Progress, ProgressKind},
     name::SpriteName,
+    volume::{ChangeKind, DiffLine},
 };
 use jiff::Timestamp;
 
@@ -64,6 +65,18 @@ enum CheckpointCommand {
         #[arg(value_parser = id)]
         checkpoint: String,
     },
+    /// List the paths that are different between two checkpoints
+    Diff {
+        /// The older one, such as v1
+        #[arg(value_parser = id)]
+        from: String,
+        /// The newer one, such as v2
+        #[arg(value_parser = id)]
+        to: String,
+        /// Print what the API says, as JSON, one change a line
+        #[arg(long)]
+        json: bool,
+    },
     Restore(super::restore::Restore),
 }
 
@@ -76,6 +89,7 @@ impl Checkpoint {
             }
             CheckpointCommand::Info { checkpoint, json } => info(context, checkpoint, *json).await,
             CheckpointCommand::Delete { checkpoint } => delete(context, checkpoint).await,
+            CheckpointCommand::Diff { from, to, json } => diff(context, from, to, *json).await,
             CheckpointCommand::Restore(command) => command.run(context).await,
         }
     }
@@ -203,6 +217,35 @@ fn describe(checkpoint: &Item, now: Timestamp) -> String {
         pairs.push(("Health", checkpoint.health.clone()));
     }
     output::pairs(&pairs)
+}
+
+/// Prints a line for each path: `A` for added, `M` for changed, `D` for removed, as `git diff --name-status` does.
+async fn diff(context: &Context, from: &str, to: &str, json: bool) -> anyhow::Result<Exit> {
+    let client = context.client()?;
+    let sprite = context.sprite()?;
+    let asking = client.diff(&sprite, from, to);
+    let lines = spinner::during(format!("Comparing {from} and {to}"), asking).await;
+    let mut lines = lines.with_context(|| format!("compare checkpoints of {sprite}"))?;
+    while let Some(line) =
+        spinner::during(format!("Comparing {from} and {to}"), lines.next()).await?
+    {
+        let change = match line {
+            DiffLine::Change(change) => change,
+            DiffLine::Failed { error } => anyhow::bail!(output::clean(&error)),
+        };
+        let line = if json {
+            serde_json::to_string(&change).context("write JSON")?
+        } else {
+            let letter = match change.kind {
+                ChangeKind::Added => 'A',
+                ChangeKind::Changed => 'M',
+                ChangeKind::Removed => 'D',
+            };
+            format!("{letter}\t{}", output::clean(&change.path))
+        };
+        output::line(&line)?;
+    }
+    Ok(Exit::SUCCESS)
 }
 
 async fn delete(context: &Context, id: &str) -> anyhow::Result<Exit> {

@@ -39,6 +39,10 @@ struct Update {
     /// How long without activity until the sprite sleeps, such as 30s or 10m
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     idle_timeout: Option<Duration>,
+
+    /// When a flush of the disk is done: when the worker has it (`default`), or when the bucket has it (`strict`)
+    #[arg(long, value_name = "MODE", value_parser = ["default", "strict"])]
+    durability: Option<String>,
 }
 
 impl Config {
@@ -52,7 +56,7 @@ impl Config {
 
 /// Says who may use the URL of the chosen sprite.
 pub(super) async fn update_auth(context: &Context, auth: &str) -> anyhow::Result<Exit> {
-    let settings = Update { url_auth: Some(auth.into()), idle_timeout: None };
+    let settings = Update { url_auth: Some(auth.into()), idle_timeout: None, durability: None };
     update(context, &settings).await
 }
 
@@ -64,14 +68,17 @@ async fn update(context: &Context, settings: &Update) -> anyhow::Result<Exit> {
         .clone()
         .map(|auth| UpdateUrlSettings { auth: Some(auth), private_access: None });
     let idle_timeout_seconds = settings.idle_timeout.map(|timeout| timeout.as_secs());
-    let body = UpdateSprite { url_settings, idle_timeout_seconds, ..UpdateSprite::default() };
+    let durability = settings.durability.clone();
+    let body =
+        UpdateSprite { url_settings, idle_timeout_seconds, durability, ..UpdateSprite::default() };
     let sprite =
         spinner::during(format!("Changing {name}"), client.update_sprite(&name, &body)).await;
     let sprite = sprite.with_context(|| format!("change the settings of {name}"))?;
     output::note(&format!(
-        "{name}: URL for {}, sleeps after {} s\n",
+        "{name}: URL for {}, sleeps after {} s, durability {}\n",
         info::auth(sprite.url_settings.auth),
-        sprite.idle_timeout_seconds
+        sprite.idle_timeout_seconds,
+        sprite.durability
     ));
     Ok(Exit::SUCCESS)
 }

@@ -14,7 +14,7 @@ const ANSWER_BYTES_MAX: u64 = 1024;
 
 /// Destroy a sprite with its disk and all its checkpoints
 ///
-/// Asks first. Where nobody can be asked, --force is needed.
+/// For a while `puck undelete` has it back; `puck list --destroyed` shows what can be had. Asks first. Where nobody can be asked, --force is needed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  puck destroy web\n  puck destroy --force -s web")]
 pub struct Destroy {
@@ -48,9 +48,7 @@ fn confirm(name: &SpriteName) -> anyhow::Result<bool> {
             format!("destroying {name} cannot be confirmed without a terminal: pass --force");
         return Err(UsageError(reason).into());
     }
-    output::note(&format!(
-        "Destroy {name} with its disk and all its checkpoints? This cannot be undone. [y/N] "
-    ));
+    output::note(&format!("Destroy {name} with its disk and all its checkpoints? [y/N] "));
     let mut answer = String::new();
     io::stdin().lock().take(ANSWER_BYTES_MAX).read_line(&mut answer).context("read the answer")?;
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))

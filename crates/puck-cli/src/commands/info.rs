@@ -62,6 +62,7 @@ fn describe(sprite: &Sprite, now: Timestamp) -> String {
         ("Id", sprite.id.clone()),
         ("Isolation", sprite.isolation.clone()),
         ("Sleeps after", format!("{} s", sprite.idle_timeout_seconds)),
+        ("Durability", sprite.durability.to_string()),
         ("Created", output::time(sprite.created_at, now)),
     ];
     pairs.extend(sprite.last_running_at.map(|last| ("Last awake", output::time(last, now))));

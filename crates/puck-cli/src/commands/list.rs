@@ -25,6 +25,10 @@ pub struct List {
     #[arg(short, long)]
     watch: bool,
 
+    /// Those that were destroyed and can be had back with `puck undelete`
+    #[arg(long, conflicts_with = "watch")]
+    destroyed: bool,
+
     /// Only sprites whose name starts with this
     #[arg(long, default_value = "", hide_default_value = true)]
     prefix: String,
@@ -41,10 +45,21 @@ impl List {
         if self.watch {
             return self.watch(&client, format).await.context("watch sprites");
         }
-        let sprites = spinner::during("Listing sprites".into(), client.sprites(&self.prefix)).await;
+        let listing = async {
+            if self.destroyed {
+                client.destroyed_sprites(&self.prefix).await
+            } else {
+                client.sprites(&self.prefix).await
+            }
+        };
+        let sprites = spinner::during("Listing sprites".into(), listing).await;
         let sprites = sprites.context("list sprites")?;
         if sprites.is_empty() && format == Format::Table {
-            output::note("No sprites. `puck create` makes one.\n");
+            output::note(if self.destroyed {
+                "No destroyed sprite can be had back.\n"
+            } else {
+                "No sprites. `puck create` makes one.\n"
+            });
             return Ok(Exit::SUCCESS);
         }
         output::print(&render(format, &sprites, Timestamp::now())?)?;

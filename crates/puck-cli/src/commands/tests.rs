@@ -56,6 +56,15 @@ fn every_spelling_is_accepted() {
         "checkpoint delete v1",
         "checkpoint restore v1",
         "restore v1",
+        "restore --at 10m",
+        "restore --at 2026-01-31T10:00:00Z",
+        "checkpoint diff v1 v2 --json",
+        "fork web web-2",
+        "fork web@v1 web-2",
+        "undelete web --as web-2",
+        "list --destroyed",
+        "volume stats --json",
+        "config update --durability strict",
         "-o acme -s web --debug list",
     ] {
         assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());

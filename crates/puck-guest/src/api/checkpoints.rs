@@ -13,6 +13,7 @@ use api::{
         COMMENT_BYTES_MAX, CURRENT, Checkpoint, CreateCheckpoint, Progress, ProgressKind,
     },
     query::Query,
+    volume::{Change, VolumeStatus},
 };
 use async_trait::async_trait;
 use axum::{
@@ -25,6 +26,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use std::sync::Arc;
+use tokio::sync::mpsc;
 
 /// The most bytes of a create call's body: the longest comment with every byte escaped, and the rest.
 const BODY_BYTES_MAX: usize = 6 * COMMENT_BYTES_MAX + 1024;
@@ -43,6 +45,20 @@ pub(crate) trait Checkpoints: Send + Sync {
 
     /// Makes the disk what it was. The container is stopped, and started anew before this returns.
     async fn restore(&self, id: &str) -> Result<(), CheckpointError>;
+
+    /// Makes the disk what it was at an instant, in the same way.
+    async fn rewind(&self, at: Timestamp) -> Result<(), CheckpointError>;
+
+    /// Sends each path that is different at `to` from what it was at `from`, until nobody listens.
+    async fn diff(
+        &self,
+        from: &str,
+        to: &str,
+        changes: mpsc::Sender<Change>,
+    ) -> Result<(), CheckpointError>;
+
+    /// How the disk is doing.
+    async fn status(&self) -> Result<VolumeStatus, CheckpointError>;
 }
 
 /// Why a checkpoint call failed.
@@ -60,7 +76,7 @@ pub(crate) enum CheckpointError {
 }
 
 impl CheckpointError {
-    fn refusal(&self, id: &str) -> Refusal {
+    pub(super) fn refusal(&self, id: &str) -> Refusal {
         match self {
             Self::NotFound => not_found(id),
             Self::Conflict(reason) => Refusal::new(StatusCode::CONFLICT, reason.clone()),
@@ -147,7 +163,7 @@ async fn one(
     find(&agent, &id).await.map(Json)
 }
 
-async fn find(agent: &Agent, id: &str) -> Result<Checkpoint, Refusal> {
+pub(super) async fn find(agent: &Agent, id: &str) -> Result<Checkpoint, Refusal> {
     let all = agent.checkpoints.list().await.map_err(|error| error.refusal(id))?;
     all.into_iter().find(|checkpoint| checkpoint.id == id).ok_or_else(|| not_found(id))
 }
@@ -191,14 +207,14 @@ async fn restore(State(agent): State<Arc<Agent>>, Path((_, id)): Id) -> Result<R
     Ok(response)
 }
 
-async fn info(lines: &Lines, data: impl Into<String> + Send) {
+pub(super) async fn info(lines: &Lines, data: impl Into<String> + Send) {
     let data = Some(data.into());
     lines
         .write(&Progress { kind: ProgressKind::Info, data, error: None, time: Timestamp::now() })
         .await;
 }
 
-async fn complete(lines: &Lines, data: String) {
+pub(super) async fn complete(lines: &Lines, data: String) {
     let data = Some(data);
     lines
         .write(&Progress {
@@ -210,7 +226,7 @@ async fn complete(lines: &Lines, data: String) {
         .await;
 }
 
-async fn failed(lines: &Lines, action: &str, error: &CheckpointError) {
+pub(super) async fn failed(lines: &Lines, action: &str, error: &CheckpointError) {
     let reason = format!("Failed to {action}: {}", chain(error));
     tracing::warn!(reason, "checkpoint stream");
     let error = Some(reason);

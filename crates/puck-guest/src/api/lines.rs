@@ -18,6 +18,11 @@ const LINES_MAX: usize = 64;
 pub(crate) struct Lines(mpsc::Sender<Bytes>);
 
 impl Lines {
+    /// Whether somebody still reads.
+    pub(crate) fn is_read(&self) -> bool {
+        !self.0.is_closed()
+    }
+
     /// Writes one line. A reader that is gone is no error: the work that the lines tell of is not undone by that.
     pub(crate) async fn write(&self, line: &(impl Serialize + Sync)) {
         match serde_json::to_vec(line) {

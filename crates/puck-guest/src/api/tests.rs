@@ -56,6 +56,7 @@ impl Bench {
             organization: "acme".to_owned(),
             url: "http://s1.test/".to_owned(),
             environment: [("FROM_SPRITE".to_owned(), "yes".to_owned())].into(),
+            strict: false,
             idle_timeout_seconds: 30,
         };
         let local = Arc::new(Local::new());
@@ -307,5 +308,22 @@ impl Checkpoints for NoCheckpoints {
 
     async fn restore(&self, _: &str) -> Result<(), CheckpointError> {
         Err(CheckpointError::NotFound)
+    }
+
+    async fn rewind(&self, _: Timestamp) -> Result<(), CheckpointError> {
+        Err(CheckpointError::Conflict("nothing is that old".to_owned()))
+    }
+
+    async fn diff(
+        &self,
+        _: &str,
+        _: &str,
+        _: mpsc::Sender<Change>,
+    ) -> Result<(), CheckpointError> {
+        Err(CheckpointError::NotFound)
+    }
+
+    async fn status(&self) -> Result<VolumeStatus, CheckpointError> {
+        Err(CheckpointError::Failed("no disk".into()))
     }
 }

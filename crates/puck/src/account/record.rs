@@ -2,7 +2,7 @@
 
 use api::{
     name::SpriteName,
-    sprite::{SpriteId, UrlSettings},
+    sprite::{Durability, SpriteId, UrlSettings},
 };
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -29,6 +29,8 @@ pub(crate) struct SpriteRecord {
     pub(crate) environment: BTreeMap<String, String>,
     /// Seconds without activity until it sleeps.
     pub(crate) idle_timeout_seconds: u64,
+    /// When a flush of its disk is done.
+    pub(crate) durability: Durability,
     /// When it was created.
     pub(crate) created_at: Timestamp,
     /// When a user last changed it.
@@ -37,4 +39,6 @@ pub(crate) struct SpriteRecord {
     pub(crate) last_running_at: Option<Timestamp>,
     /// When it last went to sleep.
     pub(crate) last_warming_at: Option<Timestamp>,
+    /// When it was destroyed. It can be had back until its volume is removed.
+    pub(crate) destroyed_at: Option<Timestamp>,
 }

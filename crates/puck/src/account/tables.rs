@@ -1,9 +1,9 @@
 //! The account's tables: schema and every query.
 
-use super::{AccountError, SpriteRecord, Sprites, database, tokens::Hash};
+use super::{AccountError, SpriteRecord, database, tokens::Hash};
 use api::{
     name::{OrgName, SpriteName},
-    sprite::UrlSettings,
+    sprite::{SpriteId, UrlSettings},
 };
 use jiff::Timestamp;
 use rusqlite::{
@@ -11,13 +11,12 @@ use rusqlite::{
     types::{FromSql, FromSqlError, FromSqlResult, ValueRef},
 };
 use serde::de::DeserializeOwned;
-use std::{collections::BTreeMap, str::FromStr, sync::Arc};
+use std::{collections::BTreeMap, str::FromStr};
 
-/// The version of the schema below, in `user_version`.
-const VERSION: i64 = 1;
-
-/// Times are microseconds since 1970; lists and maps are JSON, since nothing is ever searched in them.
-const SCHEMA: &str = "
+/// How the schema came to be, step by step; `user_version` says how many of them a database has seen. A step that was released
+/// never changes. Times are microseconds since 1970; lists and maps are JSON, since nothing is ever searched in them.
+const STEPS: [&str; 2] = [
+    "
 create table organization (
     name text not null primary key,
     id   text not null
@@ -44,32 +43,61 @@ create table sprite (
     last_running_at      integer,
     last_warming_at      integer
 ) strict;
-";
+",
+    // Sprites that were destroyed and can be had back: their names are free.
+    "
+create table sprite_by_id (
+    id                   text not null primary key,
+    name                 text not null,
+    volume               text not null unique,
+    ancestors            text not null,
+    image                text not null,
+    url_settings         text not null,
+    labels               text not null,
+    environment          text not null,
+    idle_timeout_seconds integer not null,
+    durability           text not null,
+    created_at           integer not null,
+    updated_at           integer not null,
+    last_running_at      integer,
+    last_warming_at      integer,
+    destroyed_at         integer
+) strict;
+insert into sprite_by_id
+    select id, name, volume, ancestors, image, url_settings, labels, environment, idle_timeout_seconds, 'default',
+           created_at, updated_at, last_running_at, last_warming_at, null from sprite;
+drop table sprite;
+alter table sprite_by_id rename to sprite;
+create unique index sprite_name on sprite (name) where destroyed_at is null;
+",
+];
 
 /// Makes the tables where there are none, and returns the organization's short id.
 pub(super) fn prepare(db: &mut Connection, org: &OrgName) -> Result<String, AccountError> {
     let found: i64 = db
         .pragma_query_value(None, "user_version", |row| row.get(0))
         .map_err(|error| database("read", error))?;
-    if found > VERSION {
-        return Err(AccountError::Newer { found, known: VERSION });
-    }
+    let known = i64::try_from(STEPS.len()).expect("a few");
+    let seen = usize::try_from(found).ok().filter(|seen| *seen <= STEPS.len());
+    let seen = seen.ok_or(AccountError::Newer { found, known })?;
     let mut organization = || -> rusqlite::Result<(String, String)> {
         let transaction = db.transaction()?;
-        if found == 0 {
-            transaction.execute_batch(SCHEMA)?;
-            transaction.pragma_update(None, "user_version", VERSION)?;
+        for step in &STEPS[seen..] {
+            transaction.execute_batch(step)?;
+        }
+        transaction.pragma_update(None, "user_version", known)?;
+        if seen == 0 {
             let id = super::tokens::random_org_id();
             transaction.execute(
                 "insert into organization (name, id) values (?, ?)",
                 params![org.as_str(), id],
             )?;
         }
-        let known = transaction.query_row("select name, id from organization", [], |row| {
+        let named = transaction.query_row("select name, id from organization", [], |row| {
             Ok((row.get(0)?, row.get(1)?))
         })?;
         transaction.commit()?;
-        Ok(known)
+        Ok(named)
     };
     let (name, id) = organization().map_err(|error| database("write", error))?;
     if name == org.as_str() { Ok(id) } else { Err(AccountError::WrongOrganization(name)) }
@@ -96,34 +124,32 @@ pub(super) fn add_token(db: &Connection, id: &str, hash: &Hash) -> Result<(), Ac
     .map_err(|error| database("write", error))
 }
 
-/// Every sprite.
-pub(super) fn sprites(db: &Connection) -> Result<Sprites, AccountError> {
+/// Every sprite, destroyed ones too.
+pub(super) fn sprites(db: &Connection) -> Result<Vec<SpriteRecord>, AccountError> {
     let read = || -> rusqlite::Result<_> {
         let mut statement = db.prepare("select * from sprite")?;
-        let rows = statement.query_map([], |row| {
-            record(row).map(|record| (record.name.clone(), Arc::new(record)))
-        })?;
+        let rows = statement.query_map([], record)?;
         rows.collect()
     };
     read().map_err(|error| database("read", error))
 }
 
-/// Makes the row of `name` hold `record`, or makes it go away.
-pub(super) fn set(
-    transaction: &Transaction<'_>,
-    name: &SpriteName,
-    record: Option<&SpriteRecord>,
-) -> rusqlite::Result<()> {
-    transaction.prepare_cached("delete from sprite where name = ?")?.execute([name.as_str()])?;
-    let Some(record) = record else { return Ok(()) };
+/// Makes the row of a sprite go away.
+pub(super) fn delete(transaction: &Transaction<'_>, id: SpriteId) -> rusqlite::Result<()> {
+    transaction.prepare_cached("delete from sprite where id = ?")?.execute([id.to_string()])?;
+    Ok(())
+}
+
+/// Adds the row of a sprite that has none.
+pub(super) fn insert(transaction: &Transaction<'_>, record: &SpriteRecord) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
-        "insert into sprite (name, id, volume, ancestors, image, url_settings, labels, environment, idle_timeout_seconds,
-             created_at, updated_at, last_running_at, last_warming_at)
-         values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "insert into sprite (id, name, volume, ancestors, image, url_settings, labels, environment, idle_timeout_seconds,
+             durability, created_at, updated_at, last_running_at, last_warming_at, destroyed_at)
+         values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
     insert.execute(params![
-        record.name.as_str(),
         record.id.to_string(),
+        record.name.as_str(),
         record.volume.to_string(),
         json(&record.ancestors),
         record.image,
@@ -131,10 +157,12 @@ pub(super) fn set(
         json(&record.labels),
         json(&record.environment),
         i64::try_from(record.idle_timeout_seconds).unwrap_or(i64::MAX),
+        record.durability.to_string(),
         record.created_at.as_microsecond(),
         record.updated_at.as_microsecond(),
         record.last_running_at.map(Timestamp::as_microsecond),
         record.last_warming_at.map(Timestamp::as_microsecond),
+        record.destroyed_at.map(Timestamp::as_microsecond),
     ])?;
     Ok(())
 }
@@ -150,10 +178,12 @@ fn record(row: &Row<'_>) -> rusqlite::Result<SpriteRecord> {
         labels: row.get::<_, Json<_>>("labels")?.0,
         environment: row.get::<_, Json<_>>("environment")?.0,
         idle_timeout_seconds: row.get::<_, i64>("idle_timeout_seconds")?.unsigned_abs(),
+        durability: row.get::<_, Text<_>>("durability")?.0,
         created_at: row.get::<_, Time>("created_at")?.0,
         updated_at: row.get::<_, Time>("updated_at")?.0,
         last_running_at: row.get::<_, Option<Time>>("last_running_at")?.map(|time| time.0),
         last_warming_at: row.get::<_, Option<Time>>("last_warming_at")?.map(|time| time.0),
+        destroyed_at: row.get::<_, Option<Time>>("destroyed_at")?.map(|time| time.0),
     })
 }
 

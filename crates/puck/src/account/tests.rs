@@ -2,7 +2,7 @@ use super::{Account, AccountError, SpriteRecord};
 use crate::testing::{Fault, FaultyStore};
 use api::{
     name::SpriteName,
-    sprite::{SpriteId, UrlSettings},
+    sprite::{Durability, SpriteId, UrlSettings},
     token::Token,
 };
 use futures::future::join_all;
@@ -33,6 +33,8 @@ fn record(text: &str) -> SpriteRecord {
         updated_at: now,
         last_running_at: Some(now),
         last_warming_at: None,
+        durability: Durability::Strict,
+        destroyed_at: None,
     }
 }
 
@@ -70,7 +72,7 @@ async fn what_was_answered_is_in_the_bucket_alone() {
     let second = tempfile::tempdir().expect("a directory");
     let (account, another) =
         open(&store, second.path(), 2).await.expect("the same account elsewhere");
-    assert_eq!(account.sprites().values().cloned().collect::<Vec<_>>(), [labelled]);
+    assert_eq!(account.contents().sprites.values().cloned().collect::<Vec<_>>(), [labelled]);
     assert_eq!(account.org_id(), org_id);
     assert!(account.accepts(&token), "a token outlives the data directory in which it was minted");
     assert!(account.accepts(&another) && another != token);
@@ -133,7 +135,7 @@ async fn many_at_once_all_arrive() {
     account.close().await;
     let elsewhere = tempfile::tempdir().expect("a directory");
     let (account, _) = open(&store, elsewhere.path(), 2).await.expect("the same account elsewhere");
-    assert_eq!(account.sprites().len(), 100);
+    assert_eq!(account.contents().sprites.len(), 100);
     account.close().await;
 }
 
@@ -149,7 +151,7 @@ async fn a_change_that_the_bucket_refuses_did_not_happen() {
     assert!(matches!(account.create(record("refused")).await, Err(AccountError::Log { .. })));
     assert!(matches!(account.destroy(&kept.name, kept.id).await, Err(AccountError::Log { .. })));
     assert_eq!(
-        account.sprites().values().cloned().collect::<Vec<_>>(),
+        account.contents().sprites.values().cloned().collect::<Vec<_>>(),
         std::slice::from_ref(&kept)
     );
 
@@ -158,7 +160,7 @@ async fn a_change_that_the_bucket_refuses_did_not_happen() {
     account.close().await;
     let elsewhere = tempfile::tempdir().expect("a directory");
     let (account, _) = open(&store, elsewhere.path(), 2).await.expect("the same account elsewhere");
-    assert_eq!(account.sprites().values().cloned().collect::<Vec<_>>(), [kept, later]);
+    assert_eq!(account.contents().sprites.values().cloned().collect::<Vec<_>>(), [kept, later]);
     account.close().await;
 }
 
@@ -172,6 +174,30 @@ async fn a_server_that_was_taken_over_can_change_nothing() {
     new.create(record("mine")).await.expect("created");
     assert!(matches!(old.create(record("theirs")).await, Err(AccountError::Fenced)));
     old.close().await;
-    assert_eq!(new.sprites().len(), 1);
+    assert_eq!(new.contents().sprites.len(), 1);
     new.close().await;
+}
+
+#[tokio::test]
+async fn a_destroyed_sprite_can_be_had_back_until_it_is_forgotten() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let data = tempfile::tempdir().expect("a directory");
+    let (account, _) = open(&store, data.path(), 1).await.expect("a new account");
+    let first = account.create(record("web")).await.expect("created");
+    account.destroy(&first.name, first.id).await.expect("destroyed");
+    let second = account.create(record("web")).await.expect("the name is free");
+    assert!(matches!(account.undelete(first.id, &first.name).await, Err(AccountError::Taken(_))));
+    account.close().await;
+
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    let (account, _) = open(&store, elsewhere.path(), 2).await.expect("the same account elsewhere");
+    assert_eq!(account.contents().destroyed.keys().collect::<Vec<_>>(), [&first.id]);
+    let back = account.undelete(first.id, &name("web-2")).await.expect("had back");
+    assert_eq!(*back, SpriteRecord { name: name("web-2"), ..SpriteRecord::clone(&first) });
+    account.destroy(&second.name, second.id).await.expect("destroyed");
+    account.forget(second.id).await.expect("forgotten");
+    assert!(matches!(account.undelete(second.id, &name("web")).await, Err(AccountError::Gone(_))));
+    let contents = account.contents();
+    assert_eq!(contents.all().map(|record| record.id).collect::<Vec<_>>(), [first.id]);
+    account.close().await;
 }

@@ -1,7 +1,8 @@
 //! The one owner of an account's database: commits, ships, publishes, answers, in this order.
 
-use super::{AccountError, SpriteRecord, Sprites, database, tables};
+use super::{AccountError, Contents, SpriteRecord, database, tables};
 use api::{name::SpriteName, sprite::SpriteId};
+use jiff::Timestamp;
 use replica::Shipper;
 use rusqlite::Connection;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -26,24 +27,26 @@ pub(super) struct Change {
 /// What can be asked for.
 pub(super) enum Op {
     Create(Box<SpriteRecord>),
-    Destroy(SpriteName, SpriteId),
+    Destroy(SpriteName, SpriteId, Timestamp),
+    Forget(SpriteId),
+    Undelete(SpriteId, SpriteName),
     Update(SpriteName, SpriteId, Box<dyn FnOnce(&mut SpriteRecord) + Send>),
 }
 
 pub(super) struct Writer {
     db: Connection,
     shipper: Shipper,
-    published: watch::Sender<Arc<Sprites>>,
+    published: watch::Sender<Arc<Contents>>,
     fenced: CancellationToken,
-    /// Names whose row may differ from what is published, after a change that failed half-way.
-    dirty: BTreeSet<SpriteName>,
+    /// Sprites whose row may differ from what is published, after a change that failed half-way.
+    dirty: BTreeSet<SpriteId>,
 }
 
 impl Writer {
     pub(super) fn new(
         db: Connection,
         shipper: Shipper,
-        published: watch::Sender<Arc<Sprites>>,
+        published: watch::Sender<Arc<Contents>>,
         fenced: CancellationToken,
     ) -> Self {
         Self { db, shipper, published, fenced, dirty: BTreeSet::new() }
@@ -97,13 +100,13 @@ impl Writer {
 
     async fn change(&mut self, batch: impl Iterator<Item = Change>) {
         let before = self.published.borrow().clone();
-        let mut after = Sprites::clone(&before);
+        let mut after = Contents::clone(&before);
         let mut done = Vec::new();
         let mut touched = BTreeSet::new();
         for Change { op, reply } in batch {
             match apply(op, &mut after) {
                 Ok(record) => {
-                    touched.insert(record.name.clone());
+                    touched.insert(record.id);
                     done.push((reply, record));
                 }
                 // A caller that has gone needs no answer, here and below.
@@ -123,9 +126,9 @@ impl Writer {
 
     async fn commit(
         &mut self,
-        touched: BTreeSet<SpriteName>,
-        before: &Sprites,
-        after: Sprites,
+        touched: BTreeSet<SpriteId>,
+        before: &Contents,
+        after: Contents,
     ) -> Result<(), AccountError> {
         self.dirty.extend(touched);
         let shipped = match self.write(&after) {
@@ -143,7 +146,7 @@ impl Writer {
                     error = &failure as &dyn std::error::Error,
                     "a change of the account failed and is taken back"
                 );
-                // The names stay dirty: the next change writes them again, together with its own.
+                // The rows stay dirty: the next change writes them again, together with its own.
                 if let Err(again) = self.write(before) {
                     error!(
                         error = &again as &dyn std::error::Error,
@@ -155,32 +158,56 @@ impl Writer {
         }
     }
 
-    /// Makes the rows of all dirty names those of `sprites`.
-    fn write(&mut self, sprites: &Sprites) -> rusqlite::Result<()> {
+    /// Makes the rows of all dirty sprites those of `contents`.
+    fn write(&mut self, contents: &Contents) -> rusqlite::Result<()> {
         let transaction = self.db.transaction()?;
-        for name in &self.dirty {
-            tables::set(&transaction, name, sprites.get(name).map(|record| &**record))?;
+        // All old rows go before a new one comes, since names move from one sprite to another.
+        for id in &self.dirty {
+            tables::delete(&transaction, *id)?;
+        }
+        for record in contents.all().filter(|record| self.dirty.contains(&record.id)) {
+            tables::insert(&transaction, record)?;
         }
         transaction.commit()
     }
 }
 
-/// Makes the change in memory; returns the new record, or the removed one.
-fn apply(op: Op, sprites: &mut Sprites) -> Reply {
+/// Makes the change in memory; returns the new record, or the forgotten one.
+fn apply(op: Op, contents: &mut Contents) -> Reply {
     match op {
         Op::Create(record) => {
-            if sprites.contains_key(&record.name) {
+            if contents.sprites.contains_key(&record.name) {
                 return Err(AccountError::Taken(record.name));
             }
             let record = Arc::new(*record);
-            sprites.insert(record.name.clone(), record.clone());
+            contents.insert(record.clone());
             Ok(record)
         }
-        Op::Destroy(name, id) => match sprites.get(&name) {
-            Some(record) if record.id == id => Ok(sprites.remove(&name).expect("just found")),
-            _ => Err(AccountError::Missing(name)),
-        },
-        Op::Update(name, id, change) => match sprites.get_mut(&name) {
+        Op::Destroy(name, id, at) => {
+            let mut record = match contents.sprites.get(&name) {
+                Some(record) if record.id == id => SpriteRecord::clone(record),
+                _ => return Err(AccountError::Missing(name)),
+            };
+            contents.sprites.remove(&name);
+            record.destroyed_at = Some(at);
+            let record = Arc::new(record);
+            contents.insert(record.clone());
+            Ok(record)
+        }
+        Op::Forget(id) => contents.destroyed.remove(&id).ok_or(AccountError::Gone(id)),
+        Op::Undelete(id, name) => {
+            if contents.sprites.contains_key(&name) {
+                return Err(AccountError::Taken(name));
+            }
+            let record = contents.destroyed.remove(&id).ok_or(AccountError::Gone(id))?;
+            let mut record = SpriteRecord::clone(&record);
+            record.name = name;
+            record.destroyed_at = None;
+            let record = Arc::new(record);
+            contents.insert(record.clone());
+            Ok(record)
+        }
+        Op::Update(name, id, change) => match contents.sprites.get_mut(&name) {
             Some(record) if record.id == id => {
                 change(Arc::make_mut(record));
                 Ok(record.clone())

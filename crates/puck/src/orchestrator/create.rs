@@ -7,7 +7,7 @@ use crate::{
 };
 use api::{
     name::SpriteName,
-    sprite::{CreateSprite, SpriteId, UrlSettings},
+    sprite::{CreateSprite, Durability, SpriteId, UrlSettings},
 };
 use axum::{
     body::Body,
@@ -46,16 +46,30 @@ pub(super) async fn read(body: Body) -> Result<axum::body::Bytes, Refusal> {
 }
 
 /// What is asked for, once it is known to be right.
-struct Draft {
+pub(super) struct Draft {
     name: SpriteName,
     url_settings: UrlSettings,
     labels: Vec<String>,
     environment: BTreeMap<String, String>,
     idle_timeout_seconds: u64,
+    durability: Durability,
     wait_for_capacity: bool,
 }
 
 impl Draft {
+    /// A sprite with another's settings.
+    pub(super) fn like(source: &SpriteRecord, name: SpriteName) -> Self {
+        Self {
+            name,
+            url_settings: UrlSettings::default(),
+            labels: source.labels.clone(),
+            environment: source.environment.clone(),
+            idle_timeout_seconds: source.idle_timeout_seconds,
+            durability: source.durability,
+            wait_for_capacity: false,
+        }
+    }
+
     fn parse(orchestrator: &Orchestrator, body: &axum::body::Bytes) -> Result<Self, Refusal> {
         let asked: CreateSprite = refusal::parse(body)?;
         let name = asked.name.as_deref().unwrap_or_default().parse()?;
@@ -73,6 +87,7 @@ impl Draft {
         if asked.idle_timeout_seconds.is_some() {
             update::check_idle_timeout(idle_timeout_seconds, &mut errors);
         }
+        let durability = update::durability(asked.durability.as_deref(), &mut errors);
         if !errors.is_empty() {
             return Err(Refusal::invalid(errors));
         }
@@ -83,6 +98,7 @@ impl Draft {
             labels,
             environment,
             idle_timeout_seconds,
+            durability: durability.unwrap_or_default(),
             wait_for_capacity,
         })
     }
@@ -108,9 +124,18 @@ fn check_environment(environment: &BTreeMap<String, String>, errors: &mut Vec<St
 
 impl Orchestrator {
     async fn create(&self, draft: Draft) -> Result<Arc<SpriteRecord>, Refusal> {
-        let name = draft.name.clone();
-        let _reserved = Reserved::new(self, &name)?;
+        let _reserved = Reserved::new(self, &draft.name)?;
         let empty = self.empty(draft.wait_for_capacity).await?;
+        self.settle(draft, empty).await
+    }
+
+    /// Makes an empty machine the sprite that is asked for.
+    pub(super) async fn settle(
+        &self,
+        draft: Draft,
+        empty: Empty,
+    ) -> Result<Arc<SpriteRecord>, Refusal> {
+        let name = draft.name.clone();
         if let Err(failure) = self.worker.claim(&empty) {
             self.worker.discard(empty).await;
             return Err(Refusal::unavailable(&failure));
@@ -127,10 +152,12 @@ impl Orchestrator {
             labels: draft.labels,
             environment: draft.environment,
             idle_timeout_seconds: draft.idle_timeout_seconds,
+            durability: draft.durability,
             created_at: now,
             updated_at: now,
             last_running_at: Some(now),
             last_warming_at: None,
+            destroyed_at: None,
         };
         let identity = self.identity(&record);
         let (created, identified) =
@@ -144,6 +171,7 @@ impl Orchestrator {
             (Ok(record), Err(failure)) => {
                 error!(sprite = %name, error = &failure as &dyn std::error::Error, "a new sprite's machine does not answer");
                 self.account.destroy(&name, record.id).await?;
+                self.account.forget(record.id).await?;
                 self.worker.discard(empty).await;
                 Err(failure.into())
             }
@@ -174,13 +202,13 @@ impl Orchestrator {
 }
 
 /// A name that is being created: nobody else creates it meanwhile, and no second machine is spent on it.
-struct Reserved<'a> {
+pub(super) struct Reserved<'a> {
     orchestrator: &'a Orchestrator,
     name: SpriteName,
 }
 
 impl<'a> Reserved<'a> {
-    fn new(orchestrator: &'a Orchestrator, name: &SpriteName) -> Result<Self, Refusal> {
+    pub(super) fn new(orchestrator: &'a Orchestrator, name: &SpriteName) -> Result<Self, Refusal> {
         let mut creating = orchestrator.creating.lock().expect("no panic while held");
         if orchestrator.account.sprite(name).is_some() || !creating.insert(name.clone()) {
             return Err(AccountError::Taken(name.clone()).into());

@@ -1,7 +1,7 @@
 //! `GET /v1/sprites`: pages of sprites by name, or a watch.
 
 use super::{Orchestrator, Refusal, view, watch};
-use crate::account::{SpriteRecord, Sprites};
+use crate::account::{Contents, SpriteRecord, Sprites};
 use api::{
     name::SpriteName,
     query::Query,
@@ -37,12 +37,12 @@ pub(super) async fn list(
                 Refusal::new(StatusCode::BAD_REQUEST, "invalid continuation_token")
             })?),
         };
-    let page = page(
-        &orchestrator.account.sprites(),
-        prefix,
-        after.as_ref(),
-        page_size(query.first("max_results")),
-    );
+    let contents = orchestrator.account.contents();
+    if query.flag("destroyed") {
+        return Ok(Json(destroyed(&orchestrator, &contents, prefix)).into_response());
+    }
+    let page =
+        page(&contents.sprites, prefix, after.as_ref(), page_size(query.first("max_results")));
     let counts = view::counts(&orchestrator);
     Ok(Json(SpriteList {
         sprites: page.records.iter().map(|record| view::sprite(&orchestrator, record)).collect(),
@@ -52,6 +52,24 @@ pub(super) async fn list(
         counts,
     })
     .into_response())
+}
+
+/// Those that can be had back, the last one destroyed first. There is no telling them apart by name, so they are one page.
+fn destroyed(orchestrator: &Orchestrator, contents: &Contents, prefix: &str) -> SpriteList {
+    let mut records: Vec<_> = contents
+        .destroyed
+        .values()
+        .filter(|record| record.name.as_str().starts_with(prefix))
+        .collect();
+    records.sort_by_key(|record| std::cmp::Reverse(record.destroyed_at));
+    let counts = view::counts(orchestrator);
+    SpriteList {
+        sprites: records.into_iter().map(|record| view::sprite(orchestrator, record)).collect(),
+        has_more: false,
+        next_continuation_token: None,
+        org: counts.clone(),
+        counts,
+    }
 }
 
 struct Page {
@@ -101,6 +119,8 @@ mod tests {
             updated_at: Timestamp::UNIX_EPOCH,
             last_running_at: None,
             last_warming_at: None,
+            durability: Default::default(),
+            destroyed_at: None,
         };
         names
             .iter()

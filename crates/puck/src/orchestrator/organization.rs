@@ -27,7 +27,8 @@ pub(super) async fn show(State(orchestrator): State<Arc<Orchestrator>>) -> Json<
     let active = |status| status == Status::Running;
     let active_sprites = orchestrator
         .account
-        .sprites()
+        .contents()
+        .sprites
         .values()
         .filter(|record| active(orchestrator.worker.status(record.id)))
         .map(|record| record.name.to_string())

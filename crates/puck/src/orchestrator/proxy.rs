@@ -4,8 +4,11 @@
 //! client's credentials. A response's body, and an upgraded connection, hold a lease: the sprite stays awake while either
 //! lasts.
 
-use super::{Orchestrator, Refusal, WAKE_WAIT_MAX, disk};
-use crate::worker::{Agent, AgentError};
+use super::{Orchestrator, Refusal};
+use crate::{
+    account::SpriteRecord,
+    worker::{AgentError, Lease},
+};
 use axum::{
     body::{Body, Bytes},
     extract::{Request, State},
@@ -14,6 +17,7 @@ use axum::{
 };
 use hyper::{
     body::{Frame, Incoming, SizeHint},
+    client::conn::http1::SendRequest,
     upgrade::OnUpgrade,
 };
 use hyper_util::rt::TokioIo;
@@ -22,12 +26,17 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 /// The size of each buffer of an upgraded connection.
 const COPY_BUFFER_BYTES: usize = 64 << 10;
+
+/// How long the worker may take to notice that an agent is dead.
+const DEATH_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// What concerns one connection and not the call. `Upgrade` comes back where an upgrade is asked for.
 const HOP_BY_HOP: [HeaderName; 7] = [
@@ -52,20 +61,31 @@ pub(super) async fn proxy(
     if !is_plain(request.uri()) {
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid path"));
     }
-    let disk = disk(&record);
-    let lease = orchestrator.worker.lease(record.id, &disk, orchestrator.identity(&record));
-    let lease = match tokio::time::timeout(WAKE_WAIT_MAX, lease).await {
-        Ok(lease) => lease?,
-        Err(_) => {
-            return Err(Refusal::new(
-                StatusCode::GATEWAY_TIMEOUT,
-                "the sprite did not wake in time",
-            ));
-        }
-    };
-    let agent = lease.agent().clone();
+    let (lease, agent) = reach(&orchestrator, &record).await?;
     let upgrades = Upgrades { tasks: &orchestrator.tasks, stop: &orchestrator.stop };
-    pass(&agent, request, lease, upgrades).await
+    pass(agent, request, lease, upgrades).await
+}
+
+/// A connection to the sprite's agent, and what keeps the sprite awake. An agent that has just died is not the caller's
+/// business: as nothing has been sent to it, the call is held while the sprite wakes once more.
+async fn reach(
+    orchestrator: &Orchestrator,
+    record: &SpriteRecord,
+) -> Result<(Lease, SendRequest<Body>), Refusal> {
+    let mut changes = orchestrator.worker.changes();
+    let deadline = Instant::now() + DEATH_WAIT_MAX;
+    loop {
+        let lease = orchestrator.lease(record).await?;
+        let error = match lease.agent().connect().await {
+            Ok(agent) => return Ok((lease, agent)),
+            Err(error) if Instant::now() >= deadline => return Err(error.into()),
+            Err(error) => error,
+        };
+        debug!(error = &error as &dyn std::error::Error, "an agent does not take a call");
+        drop(lease);
+        // Any sprite's change ends the wait, and the deadline does.
+        drop(tokio::time::timeout_at(deadline, changes.changed()).await);
+    }
 }
 
 /// A path that every reader takes for the same route.
@@ -85,7 +105,7 @@ struct Upgrades<'a> {
 
 /// Passes one request through. `keep` lives as long as the answer does.
 async fn pass<K: Send + Unpin + 'static>(
-    agent: &Agent,
+    mut agent: SendRequest<Body>,
     mut request: Request,
     keep: K,
     upgrades: Upgrades<'_>,
@@ -93,10 +113,10 @@ async fn pass<K: Send + Unpin + 'static>(
     let upgrade = requested_upgrade(request.headers());
     let client = request.extensions_mut().remove::<OnUpgrade>();
     let forwarded = forward(request, upgrade.as_ref());
-    let mut response = match agent.send(forwarded).await {
+    let mut response = match agent.send_request(forwarded).await {
         Ok(response) => response,
         // The client has gone in the middle of what it sent, or sends what it did not announce.
-        Err(AgentError::Call(error)) if error.is_user() => {
+        Err(error) if error.is_user() => {
             debug!(error = &error as &dyn std::error::Error, "a request ended early");
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "incomplete request body"));
         }
@@ -105,7 +125,7 @@ async fn pass<K: Send + Unpin + 'static>(
                 error = &error as &dyn std::error::Error,
                 "a call did not get through to a sprite"
             );
-            return Err(error.into());
+            return Err(AgentError::Call(error).into());
         }
     };
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;

@@ -93,6 +93,7 @@ impl From<AccountError> for Refusal {
     fn from(error: AccountError) -> Self {
         match error {
             AccountError::Missing(_) => Self::no_sprite(),
+            AccountError::Gone(_) => Self::new(StatusCode::NOT_FOUND, error.to_string()),
             AccountError::Taken(name) => Self::new(
                 StatusCode::CONFLICT,
                 format!("A sprite named '{name}' already exists. Please choose a different name."),

@@ -2,8 +2,8 @@
 
 use super::{Orchestrator, Refusal, create::read, refusal, view};
 use api::sprite::{
-    LABEL_BYTES_MAX, LABELS_MAX, PrivateAccess, UpdateSprite, UpdateUrlSettings, UrlAuth,
-    UrlSettings,
+    Durability, LABEL_BYTES_MAX, LABELS_MAX, ParseDurabilityError, PrivateAccess, UpdateSprite,
+    UpdateUrlSettings, UrlAuth, UrlSettings,
 };
 use axum::{
     body::Body,
@@ -34,6 +34,7 @@ pub(super) async fn update(
     if let Some(seconds) = asked.idle_timeout_seconds {
         check_idle_timeout(seconds, &mut errors);
     }
+    let durability = durability(asked.durability.as_deref(), &mut errors);
     if !errors.is_empty() {
         return Err(Refusal::invalid(errors));
     }
@@ -49,10 +50,13 @@ pub(super) async fn update(
         if let Some(seconds) = idle_timeout_seconds {
             record.idle_timeout_seconds = seconds;
         }
+        if let Some(durability) = durability {
+            record.durability = durability;
+        }
         record.updated_at = Timestamp::now();
     };
     let record = orchestrator.account.update(&record.name, record.id, change).await?;
-    if idle_timeout_seconds.is_some() {
+    if idle_timeout_seconds.is_some() || durability.is_some() {
         orchestrator.worker.identify(record.id, orchestrator.identity(&record)).await;
     }
     Ok(Json(view::sprite(&orchestrator, &record)).into_response())
@@ -76,6 +80,17 @@ pub(super) fn url_settings(
         Some("org_users") => settings.private_access = Some(PrivateAccess::OrgUsers),
         Some(_) => {
             errors.push("invalid private access, must be one of: admins, org_users".to_owned());
+        }
+    }
+}
+
+/// The durability that a text names, if it names one.
+pub(super) fn durability(text: Option<&str>, errors: &mut Vec<String>) -> Option<Durability> {
+    match text?.parse() {
+        Ok(durability) => Some(durability),
+        Err(error) => {
+            errors.push(ParseDurabilityError::to_string(&error));
+            None
         }
     }
 }

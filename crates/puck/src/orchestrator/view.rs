@@ -1,8 +1,9 @@
 //! A sprite as the API shows it: the record, and the state that the worker knows.
 
 use super::Orchestrator;
-use crate::{account::SpriteRecord, worker::MACHINES_MAX};
+use crate::account::SpriteRecord;
 use api::sprite::{OrgCounts, Sprite, Status};
+use runtime::MACHINES_MAX;
 
 /// How the sprites of this server are kept apart.
 const ISOLATION: &str = "namespaces";
@@ -21,11 +22,13 @@ pub(super) fn sprite(orchestrator: &Orchestrator, record: &SpriteRecord) -> Spri
         labels: record.labels.clone(),
         environment: record.environment.clone(),
         idle_timeout_seconds: record.idle_timeout_seconds,
+        durability: record.durability,
         isolation: ISOLATION.to_owned(),
         created_at: record.created_at,
         updated_at: record.updated_at,
         last_running_at: record.last_running_at,
         last_warming_at: record.last_warming_at,
+        destroyed_at: record.destroyed_at,
     }
 }
 
@@ -33,10 +36,10 @@ pub(super) fn sprite(orchestrator: &Orchestrator, record: &SpriteRecord) -> Spri
 pub(super) fn counts(orchestrator: &Orchestrator) -> OrgCounts {
     let mut counts = OrgCounts {
         name: orchestrator.account.org().to_string(),
-        running_limit: MACHINES_MAX as u64,
+        running_limit: MACHINES_MAX.into(),
         ..OrgCounts::default()
     };
-    for record in orchestrator.account.sprites().values() {
+    for record in orchestrator.account.contents().sprites.values() {
         match orchestrator.worker.status(record.id) {
             Status::Cold => counts.cold += 1,
             Status::Warm => counts.warm += 1,

@@ -44,7 +44,7 @@ pub(super) fn watch(orchestrator: Arc<Orchestrator>, prefix: String) -> Response
 
 struct Watch {
     orchestrator: Arc<Orchestrator>,
-    accounts: Receiver<Arc<crate::account::Sprites>>,
+    accounts: Receiver<Arc<crate::account::Contents>>,
     worker: Receiver<()>,
     prefix: String,
     /// What was last said of each sprite.
@@ -82,11 +82,13 @@ impl Watch {
 
     /// Queues a line for each sprite of which there is something new.
     fn look(&mut self) {
-        let sprites = self.accounts.borrow_and_update().clone();
+        let contents = self.accounts.borrow_and_update().clone();
         self.worker.borrow_and_update();
         let mut seen = BTreeMap::new();
-        for record in
-            sprites.values().filter(|record| record.name.as_str().starts_with(&self.prefix))
+        for record in contents
+            .sprites
+            .values()
+            .filter(|record| record.name.as_str().starts_with(&self.prefix))
         {
             let status = self.orchestrator.worker.status(record.id);
             let name = record.name.to_string();

@@ -2,7 +2,7 @@
 
 use super::channel::Channel;
 use bytes::Bytes;
-use guest::protocol::{IDENTITY, Identity, SLEEP};
+use guest::protocol::{IDENTITY, Identity, PIN, Pin, SLEEP};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{
@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use std::{io, sync::Arc, time::Duration};
 use tokio::net::UnixStream;
 use tracing::debug;
+use volume::VolumeId;
 
 /// How long an agent may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -23,6 +24,9 @@ const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of an answer is read at once. Clients of `POST exec` take each chunk that they read for one frame, so a frame
 /// that the agent wrote whole has to be passed on whole.
 const READ_BYTES: usize = 4 * api::exec::HTTP_FRAME_PAYLOAD_MAX;
+
+/// How long an agent may take to note a pin in the log.
+const PIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A client of one machine's agent. Every call has a connection of its own, so that an upgrade takes it over whole.
 #[derive(Debug, Clone)]
@@ -74,12 +78,22 @@ impl Agent {
             + Send
             + 'static,
     {
+        self.connect().await?.send_request(request).await.map_err(AgentError::Call)
+    }
+
+    /// Connects for one request, which nothing has been sent of if this fails.
+    pub(crate) async fn connect<B>(&self) -> Result<http1::SendRequest<B>, AgentError>
+    where
+        B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+            + Send
+            + 'static,
+    {
         let connect = UnixStream::connect(self.0.agent());
         let stream = match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
             Ok(connected) => connected.map_err(AgentError::Connect)?,
             Err(_) => return Err(AgentError::Silent { call: "a connection" }),
         };
-        let (mut sender, connection) = http1::Builder::new()
+        let (sender, connection) = http1::Builder::new()
             .read_buf_exact_size(Some(READ_BYTES))
             .handshake(TokioIo::new(stream))
             .await
@@ -93,7 +107,7 @@ impl Agent {
                 );
             }
         });
-        sender.send_request(request).await.map_err(AgentError::Call)
+        Ok(sender)
     }
 
     /// Makes the machine a sprite's, or tells it what has changed about its sprite.
@@ -105,6 +119,25 @@ impl Agent {
     /// Stops everything inside. On success all of the volume is in the bucket.
     pub(super) async fn sleep(&self, timeout: Duration) -> Result<(), AgentError> {
         self.internal("sleep", Method::POST, SLEEP, Vec::new(), timeout).await
+    }
+
+    /// Makes the sprite keep what a fork of it begins with: its disk now, or at a checkpoint.
+    pub(crate) async fn pin(
+        &self,
+        child: VolumeId,
+        checkpoint: Option<&str>,
+    ) -> Result<(), AgentError> {
+        let checkpoint = checkpoint.map(str::to_owned);
+        let body = serde_json::to_vec(&Pin { child: child.to_string(), checkpoint })
+            .expect("a pin is always JSON");
+        self.internal("a pin", Method::PUT, PIN, body, PIN_TIMEOUT).await
+    }
+
+    /// The opposite; of a fork that nothing is kept for it is nothing.
+    pub(crate) async fn unpin(&self, child: VolumeId) -> Result<(), AgentError> {
+        let body = serde_json::to_vec(&Pin { child: child.to_string(), checkpoint: None })
+            .expect("a pin is always JSON");
+        self.internal("the end of a pin", Method::DELETE, PIN, body, PIN_TIMEOUT).await
     }
 
     async fn internal(

@@ -5,7 +5,7 @@
 
 use super::{agent::Agent, channel::Channel, site::Site};
 use crate::gateway::{Gateway, Scope};
-use guest::protocol::{Boot, Event, Identity};
+use guest::protocol::{Boot, Event, Identity, Source};
 use runtime::{Exit, MachineSpec};
 use std::{
     io,
@@ -135,11 +135,10 @@ impl Machine {
         let boot = Boot {
             volume: disk.volume.to_string(),
             // Only a new disk is forked: for a sprite's, a log that is missing is an error and never a fresh disk.
-            fork_of: if identity.is_none() {
-                disk.ancestors.first().map(ToString::to_string)
-            } else {
-                None
-            },
+            fork_of: disk.ancestors.first().filter(|_| identity.is_none()).map(|source| {
+                let id = source.to_string();
+                if *source == site.blank { Source::Blank(id) } else { Source::Pinned(id) }
+            }),
             epoch: site.epoch,
             image: disk.image.clone(),
             cache_bytes_max: site.cache_bytes_max,

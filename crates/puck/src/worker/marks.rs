@@ -51,6 +51,11 @@ impl Marks {
         }
     }
 
+    /// Whether a volume is marked.
+    pub(super) fn has(&self, volume: VolumeId) -> bool {
+        self.path(volume).exists()
+    }
+
     /// Every marked volume.
     pub(super) fn all(&self) -> io::Result<Vec<VolumeId>> {
         let mut volumes = Vec::new();

@@ -5,9 +5,10 @@ use crate::image;
 use guest::protocol::Limits;
 use object_store::ObjectStore;
 use runtime::Host;
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, io, net::IpAddr, path::PathBuf, sync::Arc};
 use tokio::sync::{AcquireError, Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
+use tracing::warn;
 use volume::VolumeId;
 
 /// How many machines boot at the same time: more would only make each slower.
@@ -71,6 +72,19 @@ impl Site {
         let path = self.host.mount_image(&file, digest).await.map_err(BootError::Host)?;
         mounted.insert(digest.to_owned(), path.clone());
         Ok(path)
+    }
+
+    /// Removes what this disk has of a volume that the bucket has all of.
+    pub(super) async fn remove_local(&self, volume: VolumeId) {
+        if self.unsettled.has(volume) {
+            return;
+        }
+        match tokio::fs::remove_dir_all(self.volume_directory(volume)).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                warn!(%volume, error = &error as &dyn std::error::Error, "the cache of a destroyed sprite stays");
+            }
+            _ => {}
+        }
     }
 
     /// Removes all that there is of a volume, here and in the bucket, and its mark.

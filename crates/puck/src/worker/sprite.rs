@@ -80,6 +80,8 @@ pub(super) enum Notice {
 pub(super) enum Command {
     Lease(Box<Identity>, oneshot::Sender<Result<Lease, WakeError>>),
     Identify(Box<Identity>),
+    /// Put to sleep, and remove what is local; answered when that is done or has failed.
+    Retire(oneshot::Sender<()>),
     /// Put to sleep and stay so.
     Stop(oneshot::Sender<()>),
     /// End the machine and all there is of the volume; answered when the machine is gone.
@@ -142,6 +144,14 @@ impl Sprite {
     pub(super) async fn stop(&self) {
         let (reply, answer) = oneshot::channel();
         if self.commands.send(Command::Stop(reply)).await.is_ok() {
+            drop(answer.await);
+        }
+    }
+
+    /// Puts the sprite to sleep and removes what it has on this disk, unless the bucket lacks some of it.
+    pub(super) async fn retire(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::Retire(reply)).await.is_ok() {
             drop(answer.await);
         }
     }
@@ -225,6 +235,12 @@ impl Task {
                     warn!(volume = %self.disk.volume, error, "tell a sprite its settings");
                 }
             }
+            Command::Retire(reply) => {
+                self.sleep().await;
+                self.site.remove_local(self.disk.volume).await;
+                // Whoever asked may have gone.
+                let _ = reply.send(());
+            }
             Command::Stop(reply) => {
                 self.sleep().await;
                 // Whoever asked may have gone.
@@ -294,7 +310,9 @@ impl Task {
             match command {
                 Command::Lease(_, reply) => drop(reply.send(Err(failure.clone()))),
                 Command::Identify(_) => {}
-                other @ (Command::Stop(_) | Command::Destroy(_)) => self.next.push_back(other),
+                other @ (Command::Retire(_) | Command::Stop(_) | Command::Destroy(_)) => {
+                    self.next.push_back(other)
+                }
             }
         }
     }

@@ -2,11 +2,16 @@
 
 use super::Bench;
 use crate::api::checkpoints::{CheckpointError, Checkpoints};
-use ::api::checkpoint::{CURRENT, Checkpoint};
+use ::api::{
+    checkpoint::{CURRENT, Checkpoint},
+    volume::{Change, ChangeKind, VolumeStatus},
+};
 use async_trait::async_trait;
 use http::{Method, StatusCode};
+use jiff::Timestamp;
 use serde_json::json;
 use std::sync::{Arc, Mutex};
+use tokio::sync::mpsc;
 
 #[derive(Default)]
 struct InMemory(Mutex<Vec<Checkpoint>>);
@@ -56,6 +61,30 @@ impl Checkpoints for InMemory {
 
     async fn restore(&self, id: &str) -> Result<(), CheckpointError> {
         if id == "v2" { Err(CheckpointError::Failed("the bucket is away".into())) } else { Ok(()) }
+    }
+
+    async fn rewind(&self, at: Timestamp) -> Result<(), CheckpointError> {
+        if at.as_second() < 1_000 {
+            return Err(CheckpointError::Conflict("nothing is that old".to_owned()));
+        }
+        Ok(())
+    }
+
+    async fn diff(
+        &self,
+        from: &str,
+        to: &str,
+        changes: mpsc::Sender<Change>,
+    ) -> Result<(), CheckpointError> {
+        for path in [from, to] {
+            let change = Change { path: format!("/{path}"), kind: ChangeKind::Added };
+            changes.send(change).await.unwrap();
+        }
+        if from == "v2" { Err(CheckpointError::Failed("the bucket is away".into())) } else { Ok(()) }
+    }
+
+    async fn status(&self) -> Result<VolumeStatus, CheckpointError> {
+        Err(CheckpointError::Failed("no disk".into()))
     }
 }
 
@@ -146,4 +175,36 @@ async fn bad_calls_are_refused() {
         bench.call(Method::POST, "checkpoints", &[], "{}").await.status,
         StatusCode::METHOD_NOT_ALLOWED
     );
+}
+
+#[tokio::test]
+async fn two_checkpoints_are_compared() {
+    let bench = Bench::with_checkpoints(Arc::new(InMemory::default())).await;
+    for _ in 0..2 {
+        bench.call(Method::POST, "checkpoint", &[], "").await;
+    }
+    let told = bench.get("checkpoints/v1/diff/v2").await;
+    assert_eq!((told.status, told.header("content-type")), (StatusCode::OK, "application/x-ndjson"));
+    let change = |path| json!({ "path": path, "kind": "added" });
+    assert_eq!(told.lines(), [change("/v1"), change("/v2")]);
+    // What fails in the middle is told at the end.
+    let broken = bench.get("checkpoints/v2/diff/v1").await.lines();
+    assert_eq!(broken.len(), 3);
+    assert!(broken[2]["error"].as_str().unwrap().contains("the bucket is away"));
+    assert_eq!(bench.get("checkpoints/v1/diff/v9").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(bench.get("checkpoints/v1/diff/Current").await.status, StatusCode::CONFLICT);
+}
+
+#[tokio::test]
+async fn a_rewind_needs_an_instant() {
+    let bench = Bench::with_checkpoints(Arc::new(InMemory::default())).await;
+    let last = async |body: &str| bench.call(Method::POST, "rewind", &[], body).await.lines().pop();
+    assert_eq!(last(r#"{"at":"2026-01-31T10:00:00Z"}"#).await.unwrap()["type"], "complete");
+    let failed = last(r#"{"at":"1970-01-01T00:00:01Z"}"#).await.unwrap();
+    assert_eq!(failed["type"], "error");
+    assert!(failed["error"].as_str().unwrap().contains("nothing is that old"));
+    for bad in ["", "{}", r#"{"at":"yesterday"}"#] {
+        let refused = bench.call(Method::POST, "rewind", &[], bad).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{bad}");
+    }
 }

@@ -1,4 +1,4 @@
-use super::{Upgrades, is_plain, pass};
+use super::{Refusal, Upgrades, is_plain, pass};
 use crate::worker::Agent;
 use axum::{
     Router,
@@ -44,7 +44,8 @@ impl Setup {
                 (client.clone(), keep.clone(), stopped.clone(), tasks.clone());
             async move {
                 let _ = &keep;
-                pass(&client, request, keep.clone(), Upgrades { tasks: &tasks, stop: &stop }).await
+                let agent = client.connect().await?;
+                pass(agent, request, keep.clone(), Upgrades { tasks: &tasks, stop: &stop }).await
             }
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -239,12 +240,8 @@ async fn a_stop_cuts_upgrades() {
 async fn a_dead_agent_is_unavailable() {
     let directory = tempfile::tempdir().expect("a directory");
     let agent = Agent::at(directory.path()).expect("a channel");
-    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let request = get("/v1/sprites/a/exec").body(Body::empty()).expect("a request");
-    let refusal = pass(&agent, request, (), Upgrades { tasks: &tasks, stop: &stop })
-        .await
-        .expect_err("nobody listens");
-    assert_eq!(refusal.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let error = agent.connect::<Body>().await.expect_err("nobody listens");
+    assert_eq!(Refusal::from(error).status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[tokio::test]
@@ -262,7 +259,8 @@ async fn a_body_that_breaks_off_is_the_clients_fault() {
         .header(header::HOST, "a")
         .body(body)
         .expect("a request");
-    let refusal = pass(&agent, request, (), Upgrades { tasks: &tasks, stop: &stop })
+    let agent = agent.connect().await.expect("somebody listens");
+    let refusal = pass(agent, request, (), Upgrades { tasks: &tasks, stop: &stop })
         .await
         .expect_err("broken off");
     assert_eq!(refusal.status(), StatusCode::BAD_REQUEST);

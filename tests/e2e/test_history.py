@@ -1,0 +1,192 @@
+"""What a disk remembers: forks, instants, differences between checkpoints, and sprites that were destroyed."""
+
+import datetime
+import json
+import time
+
+import pytest
+import sprites
+
+from wire import call
+
+
+@pytest.fixture
+def client(server):
+    """The official client."""
+    with sprites.SpritesClient(server.token, base_url=server.url) as client:
+        yield client
+
+
+def now() -> str:
+    """This instant, as the API reads it."""
+    return datetime.datetime.now(datetime.UTC).isoformat()
+
+
+def lines(answer) -> list[dict]:
+    """The lines of a stream that must have begun well."""
+    assert answer.status_code == 200, answer.text
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def shell(sprite, script: str) -> str:
+    """What a script prints."""
+    return sprite.run("sh", "-c", script, capture_output=True, check=True).stdout.decode().strip()
+
+
+def automatic(server, name: str, words: str) -> list[str]:
+    """The automatic checkpoints about which the system says so, newest first."""
+    told = call(server, "GET", f"/v1/sprites/{name}/checkpoints?includeAuto=true").json()
+    return [one["id"] for one in told if one["is_auto"] and words in one["comment"]]
+
+
+def volume(server, name: str) -> dict:
+    """How a disk is doing."""
+    return call(server, "GET", f"/v1/sprites/{name}/volume").json()
+
+
+def test_a_fork_begins_as_its_source_and_goes_its_own_way(server, client, name):
+    source = client.create_sprite(name)
+    shell(source, "echo first > file; head -c 3M /dev/urandom > data; sha256sum data > sum; sudo rm -rf /usr/share/doc")
+    assert list(source.create_checkpoint())[-1].type == "complete"
+    shell(source, "echo second > file")
+
+    forked = call(server, "POST", f"/v1/sprites/{name}/fork", json={"name": f"{name}-now"})
+    assert forked.status_code == 201 and forked.json()["name"] == f"{name}-now", forked.text
+    forked = call(server, "POST", f"/v1/sprites/{name}/fork", json={"name": f"{name}-v1", "checkpoint": "v1"})
+    assert forked.status_code == 201, forked.text
+    late, early = client.sprite(f"{name}-now"), client.sprite(f"{name}-v1")
+    check = "cat file; sha256sum -c sum >/dev/null && test ! -e /usr/share/doc && echo whole"
+    assert shell(late, check) == "second\nwhole"
+    assert shell(early, check) == "first\nwhole"
+
+    shell(late, "echo mine > file; rm data")
+    assert shell(source, check) == "second\nwhole"
+    # A fork of a fork reads what its grandparent wrote, also when its parents are gone.
+    forked = call(server, "POST", f"/v1/sprites/{name}-v1/fork", json={"name": f"{name}-grandchild"})
+    assert forked.status_code == 201, forked.text
+    client.delete_sprite(f"{name}-v1")
+    client.delete_sprite(name)
+    assert shell(client.sprite(f"{name}-grandchild"), check) == "first\nwhole"
+    for one in (f"{name}-now", f"{name}-grandchild"):
+        client.delete_sprite(one)
+
+
+def test_forks_that_cannot_be(server, client, name):
+    client.create_sprite(name)
+    path = f"/v1/sprites/{name}/fork"
+    assert call(server, "POST", path, json={"name": name}).status_code == 409
+    assert call(server, "POST", path, json={}).status_code == 400
+    assert call(server, "POST", path, json={"name": "Not A Name"}).status_code == 400
+    missing = call(server, "POST", path, json={"name": f"{name}-x", "checkpoint": "v7"})
+    assert missing.status_code == 404 and "v7" in missing.json()["error"]
+    assert call(server, "POST", "/v1/sprites/no-such/fork", json={"name": f"{name}-x"}).status_code == 404
+    assert client.list_sprites(prefix=f"{name}-x").sprites == []
+    client.delete_sprite(name)
+
+
+def test_a_disk_goes_back_to_any_second(server, client, name):
+    sprite = client.create_sprite(name)
+    instants = []
+    for number in range(3):
+        shell(sprite, f"echo {number} > file; sync -f file")
+        time.sleep(2.5)
+        instants.append(now())
+    shell(sprite, "sudo rm -rf /usr/lib/python3; rm file; sync")
+    time.sleep(1.5)
+    for number in (1, 0, 2):
+        told = lines(call(server, "POST", f"/v1/sprites/{name}/rewind", json={"at": instants[number]}))
+        assert told[-1]["type"] == "complete", told
+        assert shell(sprite, "cat file; test -e /usr/lib/python3 && echo there") == f"{number}\nthere"
+    # What was replaced can be had back like any checkpoint.
+    replaced = automatic(server, name, "before the rewind")
+    assert len(replaced) == 3
+    assert list(sprite.restore_checkpoint(replaced[-1]))[-1].type == "complete"
+    assert shell(sprite, "ls file 2>/dev/null; test -e /usr/lib/python3 || echo gone") == "gone"
+
+    oldest = volume(server, name)["oldest_rewind"]
+    assert oldest <= instants[0]
+    for impossible in ("2020-01-01T00:00:00Z", "2099-01-01T00:00:00Z"):
+        told = lines(call(server, "POST", f"/v1/sprites/{name}/rewind", json={"at": impossible}))
+        assert told[-1]["type"] == "error", told
+    assert shell(sprite, "echo unharmed") == "unharmed"
+    assert call(server, "POST", f"/v1/sprites/{name}/rewind", json={"at": "noon"}).status_code == 400
+    client.delete_sprite(name)
+
+
+def test_what_changed_between_two_checkpoints(server, client, name):
+    sprite = client.create_sprite(name)
+    shell(sprite, "mkdir -p tree/deep; echo 1 > tree/deep/changed; echo 1 > tree/gone; echo 1 > tree/same")
+    list(sprite.create_checkpoint())
+    shell(sprite, "echo 2 > tree/deep/changed; rm tree/gone; mkdir tree/new; echo 1 > tree/new/file; chmod 600 tree/same")
+    shell(sprite, "sudo rm /etc/debian_version; sudo ln -s nowhere /etc/added")
+    list(sprite.create_checkpoint())
+    told = {line["path"]: line["kind"] for line in lines(call(server, "GET", f"/v1/sprites/{name}/checkpoints/v1/diff/v2"))}
+    home = "/home/sprite/tree"
+    expected = {
+        f"{home}/deep/changed": "changed",
+        f"{home}/gone": "removed",
+        f"{home}/new": "added",
+        f"{home}/new/file": "added",
+        f"{home}/same": "changed",
+        "/etc/debian_version": "removed",
+        "/etc/added": "added",
+    }
+    assert {path: kind for path, kind in told.items() if path in expected} == expected
+    assert not [path for path in told if path not in expected and not path.startswith(("/tmp", "/run", "/var"))], told
+    assert lines(call(server, "GET", f"/v1/sprites/{name}/checkpoints/v2/diff/v2")) == []
+    assert call(server, "GET", f"/v1/sprites/{name}/checkpoints/v1/diff/v9").status_code == 404
+    client.delete_sprite(name)
+
+
+def test_the_disk_says_how_it_is_doing(server, client, name, eventually):
+    sprite = client.create_sprite(name)
+    shell(sprite, "head -c 5M /dev/urandom > data; sync -f data")
+    settled = eventually("settled", lambda: (told := volume(server, name))["state"] == "settled" and told)
+    assert settled["lag_bytes"] == 0 and settled["durability"] == "default"
+    assert settled["stored_bytes"] > 5 * 2**20 and settled["logical_bytes"] > 5 * 2**20
+    changed = call(server, "PUT", f"/v1/sprites/{name}", json={"durability": "strict"})
+    assert changed.status_code == 200 and changed.json()["durability"] == "strict"
+    assert volume(server, name)["durability"] == "strict"
+    # In strict mode the bucket has what was flushed when the flush returns.
+    shell(sprite, "head -c 1M /dev/urandom > more; sync more")
+    assert volume(server, name)["lag_seconds"] < 5
+    assert call(server, "PUT", f"/v1/sprites/{name}", json={"durability": "hopeful"}).status_code == 400
+    client.delete_sprite(name)
+
+
+def test_a_destroyed_sprite_is_had_back_for_a_while(servers, eventually):
+    server = servers(options=["--undelete", "10s"]).start()
+    with sprites.SpritesClient(server.token, base_url=server.url) as client:
+        sprite = client.create_sprite("lost")
+        shell(sprite, "echo kept > file")
+        list(sprite.create_checkpoint())
+        client.delete_sprite("lost")
+        assert call(server, "GET", "/v1/sprites/lost").status_code == 404
+        destroyed = call(server, "GET", "/v1/sprites?destroyed=true").json()["sprites"]
+        assert [one["name"] for one in destroyed] == ["lost"] and destroyed[0]["destroyed_at"]
+        # The name is free meanwhile.
+        client.create_sprite("lost")
+        assert call(server, "POST", "/v1/sprites/lost/undelete").status_code == 409
+        back = call(server, "POST", "/v1/sprites/lost/undelete", json={"name": "found"})
+        assert back.status_code == 200 and back.json()["name"] == "found", back.text
+        assert shell(client.sprite("found"), "cat file") == "kept"
+        assert "v1" in [one.id for one in client.sprite("found").list_checkpoints()]
+
+        for one in ("found", "lost"):
+            client.delete_sprite(one)
+        eventually("gone for good", lambda: call(server, "GET", "/v1/sprites?destroyed=true").json()["sprites"] == [], seconds=60)
+        assert call(server, "POST", "/v1/sprites/found/undelete").status_code == 404
+
+
+def test_automatic_checkpoints_before_sleep(servers, eventually):
+    server = servers(options=["--idle-timeout", "1s"]).start()
+    with sprites.SpritesClient(server.token, base_url=server.url) as client:
+        sprite = client.create_sprite("kept")
+        shell(sprite, "echo one > file")
+        eventually("asleep", lambda: client.get_sprite("kept").status == "cold")
+        before = automatic(server, "kept", "before sleep")
+        assert before
+        shell(sprite, "echo two > file")
+        assert list(sprite.restore_checkpoint(before[0]))[-1].type == "complete"
+        assert shell(sprite, "cat file") == "one"
+        assert [one.id for one in sprite.list_checkpoints() if one.id != "Current"] == []
