@@ -235,13 +235,18 @@ impl Machine {
             };
             sandbox.borrow_and_update();
             tokio::select! {
+                // A transition withdraws the container before it ends it, so that death is no surprise.
+                biased;
+                _ = sandbox.changed() => {}
                 () = died(container) => {
                     error!("the container died; it is started anew");
-                    if let Err(error) = self.bounce().await {
-                        return error;
+                    match self.bounce().await {
+                        Ok(()) => {}
+                        // Whoever put the machine to sleep also ends it, with its last answer.
+                        Err(MachineError::Asleep) => std::future::pending().await,
+                        Err(error) => return error,
                     }
                 }
-                _ = sandbox.changed() => {}
             }
         }
     }

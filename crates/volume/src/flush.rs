@@ -6,6 +6,7 @@
 
 use crate::{
     error::{Attempt as _, Error, ErrorKind},
+    failpoint::{Failpoints, Point},
     journal::JournalFile,
     sync::{lock, wait},
 };
@@ -16,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex};
 pub(crate) struct Flush {
     state: Mutex<State>,
     changed: Condvar,
+    failpoints: Failpoints,
 }
 
 #[derive(Debug, Default)]
@@ -29,9 +31,9 @@ struct State {
 }
 
 impl Flush {
-    pub(crate) fn new(durable: u64) -> Self {
+    pub(crate) fn new(durable: u64, failpoints: Failpoints) -> Self {
         let state = State { appended: durable, durable, ..State::default() };
-        Self { state: Mutex::new(state), changed: Condvar::new() }
+        Self { state: Mutex::new(state), changed: Condvar::new(), failpoints }
     }
 
     /// A record is in the file.
@@ -71,7 +73,11 @@ impl Flush {
         let reached = state.appended;
         let files = state.dirty.clone();
         drop(state);
-        let result = files.iter().try_for_each(|file| file.sync());
+        let result = self
+            .failpoints
+            .pass(Point::JournalSync)
+            .and_then(|()| files.iter().try_for_each(|file| file.sync()))
+            .and_then(|()| self.failpoints.pass(Point::JournalSynced));
         let mut state = lock(&self.state);
         state.running = false;
         match &result {

@@ -29,7 +29,14 @@ mod replay;
 pub(crate) use record::RecordKind;
 pub(crate) use replay::open;
 
-use crate::{VolumeId, error::Attempt as _, error::Error, extents::Shift, flush::Flush};
+use crate::{
+    VolumeId,
+    error::Attempt as _,
+    error::Error,
+    extents::Shift,
+    failpoint::{Failpoints, Point},
+    flush::Flush,
+};
 use record::{FILE_HEADER_BYTES, FileHeader, RECORD_HEADER_BYTES, Record};
 use rustix::fs::{FallocateFlags, fallocate};
 use std::{
@@ -46,6 +53,10 @@ pub(crate) const RECORD_DATA_BYTES_MAX: usize = 1 << 20;
 
 /// Room for so many files is left on the disk: a full journal is emptied by committing to the map, which needs room too.
 const RESERVE_FILES: u64 = 4;
+
+/// With room for no more than so many files besides, writers are let go only as the bucket takes what was written: it must
+/// hold what the kernel has under way then.
+const TIGHT_FILES: u64 = 8;
 
 /// Shipped files that are kept to be used again; more are deleted.
 const FREE_FILES_MAX: usize = 4;
@@ -118,6 +129,9 @@ pub(crate) struct Journal {
     /// Full files, oldest first, with their last sequence.
     full: VecDeque<(Arc<JournalFile>, u64)>,
     free: Vec<JournalFile>,
+    /// The newest file that was made left little room on the disk, and none was released since.
+    tight: bool,
+    failpoints: Failpoints,
 }
 
 #[derive(Debug)]
@@ -128,7 +142,12 @@ struct Current {
 
 impl Journal {
     /// An empty journal in an existing directory.
-    fn new(dir: PathBuf, file_bytes: u64, identity: Identity, flush: Arc<Flush>) -> Self {
+    fn new(
+        (dir, file_bytes): (PathBuf, u64),
+        identity: Identity,
+        flush: Arc<Flush>,
+        failpoints: Failpoints,
+    ) -> Self {
         let sequence_last = identity.base.sequence;
         Self {
             dir,
@@ -140,6 +159,8 @@ impl Journal {
             current: None,
             full: VecDeque::new(),
             free: Vec::new(),
+            tight: false,
+            failpoints,
         }
     }
 
@@ -168,16 +189,22 @@ impl Journal {
         Ok(Appended { kind, offset, length, sequence, place, bytes })
     }
 
+    /// Whether the disk has room for little more than what is under way.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.tight
+    }
+
     /// Files whose records are all at most `sequence` may be used again.
     pub(crate) fn release(&mut self, sequence: u64) {
         while self.full.front().is_some_and(|(_, last)| *last <= sequence) {
             let Some((file, _)) = self.full.pop_front() else { break };
+            self.tight = false;
             self.flush.forget(&file);
             // A reader that still holds the file goes on reading what was there; the name may go.
             match Arc::try_unwrap(file) {
                 Ok(file) if self.free.len() < FREE_FILES_MAX => self.free.push(file),
-                Ok(file) => remove(&file.path),
-                Err(file) => remove(&file.path),
+                Ok(file) => self.remove(&file),
+                Err(file) => self.remove(&file),
             }
         }
     }
@@ -187,11 +214,25 @@ impl Journal {
         self.release(u64::MAX);
         if let Some(current) = self.current.take() {
             self.flush.forget(&current.file);
-            remove(&current.file.path);
+            self.remove(&current.file);
         }
-        for file in self.free.drain(..) {
-            remove(&file.path);
+        for file in std::mem::take(&mut self.free) {
+            self.remove(&file);
         }
+    }
+
+    /// Deletes a file, which may have been made before this directory got its name.
+    fn remove(&self, file: &JournalFile) {
+        if let Some(name) = file.path.file_name() {
+            remove(&self.dir.join(name));
+        }
+    }
+
+    /// Looks how much room the disk has.
+    pub(crate) fn look_at_disk(&mut self) -> Result<u64, Error> {
+        let files = files_left(&self.dir, self.file_bytes).attempt("look at the disk")?;
+        self.tight = files < RESERVE_FILES + TIGHT_FILES;
+        Ok(files)
     }
 
     /// The file and the position for a record of so many bytes.
@@ -213,26 +254,36 @@ impl Journal {
     fn next_file(&mut self) -> Result<JournalFile, Error> {
         let file = match self.free.pop() {
             Some(file) => file,
-            None => create(&self.dir, self.number_next, self.file_bytes)
-                .attempt("create a journal file")?,
+            None => {
+                if self.look_at_disk()? <= RESERVE_FILES {
+                    let full = Err(io::Error::from(io::ErrorKind::StorageFull));
+                    return full.attempt("create a journal file");
+                }
+                create(&self.dir, self.number_next, self.file_bytes)
+                    .attempt("create a journal file")?
+            }
         };
+        self.failpoints.pass(Point::JournalFileMade).attempt("begin a journal file")?;
         let header = FileHeader {
             identity: self.identity,
             number: self.number_next,
             first: self.sequence_last + 1,
         };
         file.file.write_all_at(&header.encode(), 0).attempt("begin a journal file")?;
+        self.failpoints.pass(Point::JournalFileBegun).attempt("begin a journal file")?;
         self.number_next += 1;
         Ok(file)
     }
 }
 
+/// For how many more files the disk has room.
+fn files_left(dir: &Path, file_bytes: u64) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(dir)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize) / file_bytes.max(1))
+}
+
 /// Makes an allocated file whose name is durable.
 fn create(dir: &Path, number: u64, file_bytes: u64) -> io::Result<JournalFile> {
-    let disk = rustix::fs::statvfs(dir)?;
-    if disk.f_bavail.saturating_mul(disk.f_frsize) < (RESERVE_FILES + 1) * file_bytes {
-        return Err(io::ErrorKind::StorageFull.into());
-    }
     let path = dir.join(format!("{number:016x}"));
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
     let made = fallocate(&file, FallocateFlags::empty(), 0, file_bytes)

@@ -32,11 +32,14 @@ mod decode;
 mod device;
 mod error;
 mod extents;
+mod failpoint;
 mod fetch;
 mod flush;
 mod journal;
 mod map;
 mod memory;
+mod meter;
+mod pace;
 mod reclaim;
 mod seal;
 mod segment;
@@ -54,8 +57,9 @@ pub use checkpoint::{Checkpoint, NewCheckpoint};
 pub use device::{Device, Syncer, mark_io_flusher};
 pub use error::{Error, ErrorKind};
 pub use map::fork;
-pub use settings::Settings;
-pub use volume::{Cut, Lag, Ship, Stats, Volume};
+pub use meter::{Metered, Traffic};
+pub use settings::{Acknowledge, Durability, Settings};
+pub use volume::{Counters, Cut, Lag, Ship, State, Stats, Trouble, Volume};
 
 base::id!(
     /// The id of a volume.

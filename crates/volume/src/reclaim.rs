@@ -2,6 +2,7 @@
 
 use crate::{
     error::{Attempt as _, Error},
+    failpoint::Point,
     map::{Garbage, MergeCursor},
     seal::{blocking, ship_until_done},
     volume::Shared,
@@ -69,8 +70,11 @@ impl Reclaim {
         ship_until_done(shared, ship.as_mut()).await;
         if !garbage.is_empty() {
             delete(shared, &garbage).await?;
+            let failpoints = &shared.settings.failpoints;
+            failpoints.reach(Point::GarbageDeleted).await;
             let (forgetting, forgotten) = (shared.clone(), garbage.clone());
             blocking(move || forgetting.map.forget(&forgotten)).await?;
+            failpoints.reach(Point::GarbageForgotten).await;
             ship_until_done(shared, ship.as_mut()).await;
         }
         if more || garbage.len() == DELETES_MAX {

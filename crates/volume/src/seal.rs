@@ -12,17 +12,18 @@
 use crate::{
     BLOCK_BYTES, Settings,
     error::{Attempt as _, Error, ErrorKind},
+    failpoint::Point,
     map::{Commit, NewSegment},
     memory,
     reclaim::{RECLAIM_DELAY, Reclaim},
     segment::{BlockEntry, Contents, SegmentName, StoredRuns, encode_head},
     sync::{lock, read, write},
     tail::{Batch, Unsealed},
-    volume::{Shared, Ship},
+    volume::{Health, Shared, Ship},
 };
 use base::backoff::Backoff;
 use bytes::Bytes;
-use object_store::{ObjectStoreExt as _, PutMode, PutOptions};
+use object_store::{ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions};
 use std::{
     collections::VecDeque,
     future::Future,
@@ -48,7 +49,6 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     let mut reclaim = Reclaim::new(Instant::now() + RECLAIM_DELAY);
     loop {
         wait_for_work(&shared, reclaim.at).await;
-        freeze_if_due(&shared);
         let changed = drain(&shared).await | shared.changed.swap(false, Ordering::Relaxed);
         if changed {
             let at = Instant::now() + RECLAIM_DELAY.min(shared.settings.garbage_delay);
@@ -72,31 +72,24 @@ impl Drop for Ended {
 async fn wait_for_work(shared: &Shared, reclaim_at: Option<Instant>) {
     let (due, frozen) = {
         let tail = read(&shared.tail);
-        (
-            tail.active_since().map(|since| since + shared.settings.seal_interval),
-            tail.has_unstarted(),
-        )
+        (tail.due(shared.settings.seal_interval), tail.has_unstarted())
     };
-    if frozen {
-        return;
+    if !frozen {
+        woken_or_at(shared, [due, reclaim_at].into_iter().flatten().min()).await;
     }
-    let until = [due, reclaim_at].into_iter().flatten().min();
+}
+
+/// Returns when there may be something new to do, or at the time.
+async fn woken_or_at(shared: &Shared, time: Option<Instant>) {
     let timer = async {
-        match until {
-            Some(until) => tokio::time::sleep_until(until.into()).await,
+        match time {
+            Some(time) => tokio::time::sleep_until(time.into()).await,
             None => std::future::pending().await,
         }
     };
     tokio::select! {
         () = shared.wake.notified() => {}
         () = timer => {}
-    }
-}
-
-fn freeze_if_due(shared: &Shared) {
-    let mut tail = write(&shared.tail);
-    if tail.active_since().is_some_and(|since| since.elapsed() >= shared.settings.seal_interval) {
-        tail.freeze();
     }
 }
 
@@ -108,14 +101,13 @@ struct Prepared {
     orphans: Vec<SegmentName>,
 }
 
-/// Seals all frozen batches. Returns whether there were any.
+/// Seals all batches that are frozen or due, and those that become due meanwhile. Returns whether there were any.
 async fn drain(shared: &Arc<Shared>) -> bool {
     let mut puts = Puts::default();
     let mut any = false;
     let mut sealed_bytes = 0;
     loop {
-        puts.top_up(shared);
-        let Some(prepared) = puts.next().await else {
+        let Some(prepared) = puts.next(shared).await else {
             if sealed_bytes >= TRIM_BYTES {
                 memory::trim();
             }
@@ -123,40 +115,80 @@ async fn drain(shared: &Arc<Shared>) -> bool {
         };
         any = true;
         let operations = shared.operations.clone();
-        let mut ship = operations.lock().await;
-        let mut last = commit(shared, prepared).await;
-        puts.top_up(shared);
-        while let Some(prepared) = puts.next_if_ready().await {
-            last = commit(shared, prepared).await;
-            puts.top_up(shared);
+        let mut ship = puts.top_up_during(shared, operations.lock()).await;
+        let mut last = puts.top_up_during(shared, commit(shared, prepared)).await;
+        while let Some(prepared) = puts.next_if_ready(shared).await {
+            last = puts.top_up_during(shared, commit(shared, prepared)).await;
         }
-        ship_until_done(shared, ship.as_mut()).await;
+        puts.top_up_during(shared, ship_until_done(shared, ship.as_mut())).await;
+        let failpoints = &shared.settings.failpoints;
+        failpoints.reach(Point::LogShipped).await;
         shared.shipped(last.number, last.sequence_last);
+        failpoints.reach(Point::JournalReleased).await;
         sealed_bytes += last.journal_bytes;
     }
 }
 
 /// Segments on their way to the bucket, in the order of their batches. Dropped, it ends their tasks.
+///
+/// Whatever else the sealer waits for, it starts the next batches meanwhile: a strict flush must not wait for the answer to
+/// an earlier one before its own segment is on the way.
 #[derive(Default)]
 struct Puts(VecDeque<JoinHandle<Prepared>>);
 
 impl Puts {
     fn top_up(&mut self, shared: &Arc<Shared>) {
         while self.0.len() < PUTS_MAX {
-            let Some(batch) = write(&shared.tail).start() else { break };
+            let Some(batch) = write(&shared.tail).start(shared.settings.seal_interval) else {
+                break;
+            };
             self.0.push_back(tokio::spawn(prepare(shared.clone(), batch)));
         }
     }
 
-    async fn next(&mut self) -> Option<Prepared> {
-        // The handle stays in the queue while it is awaited, so that dropping this future still ends the task.
-        let prepared = self.0.front_mut()?.await;
-        self.0.pop_front();
-        Some(prepared.expect("preparing a batch does not panic"))
+    /// When a batch becomes due that could be started.
+    fn due(&self, shared: &Shared) -> Option<Instant> {
+        if self.0.len() == PUTS_MAX {
+            return None;
+        }
+        read(&shared.tail).due(shared.settings.seal_interval)
     }
 
-    async fn next_if_ready(&mut self) -> Option<Prepared> {
-        if self.0.front().is_some_and(JoinHandle::is_finished) { self.next().await } else { None }
+    async fn top_up_during<T>(&mut self, shared: &Arc<Shared>, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            self.top_up(shared);
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = woken_or_at(shared, self.due(shared)) => {}
+            }
+        }
+    }
+
+    async fn next(&mut self, shared: &Arc<Shared>) -> Option<Prepared> {
+        loop {
+            self.top_up(shared);
+            let due = self.due(shared);
+            // The handle stays in the queue while it is awaited, so that dropping this future still ends the task.
+            let front = self.0.front_mut()?;
+            tokio::select! {
+                biased;
+                prepared = front => {
+                    self.0.pop_front();
+                    return Some(prepared.expect("preparing a batch does not panic"));
+                }
+                () = woken_or_at(shared, due) => {}
+            }
+        }
+    }
+
+    async fn next_if_ready(&mut self, shared: &Arc<Shared>) -> Option<Prepared> {
+        if self.0.front().is_some_and(JoinHandle::is_finished) {
+            self.next(shared).await
+        } else {
+            None
+        }
     }
 }
 
@@ -167,7 +199,7 @@ impl Drop for Puts {
 }
 
 async fn prepare(shared: Arc<Shared>, batch: Arc<Batch>) -> Prepared {
-    let (contents, runs) = until_done(&shared.settings, "build a segment", || {
+    let (contents, runs) = until_done(&shared, "build a segment", || {
         let batch = batch.clone();
         blocking(move || gather(&batch))
     })
@@ -176,8 +208,10 @@ async fn prepare(shared: Arc<Shared>, batch: Arc<Batch>) -> Prepared {
     if prepared.contents.blocks.is_empty() {
         return prepared;
     }
+    shared.settings.failpoints.reach(Point::SegmentBuilt).await;
     let (segment, orphans) = put_segment(&shared, &prepared.contents, &runs).await;
     (prepared.segment, prepared.orphans) = (Some(segment), orphans);
+    shared.settings.failpoints.reach(Point::SegmentPut).await;
     prepared
 }
 
@@ -196,7 +230,7 @@ pub(crate) async fn put_segment(
         let data_offset = u32::try_from(head.len()).expect("a batch is bounded");
         let parts = [head, runs.data()];
         let put = || create(shared, &name, parts.clone());
-        if until_done(&shared.settings, "put a segment", put).await {
+        if until_done(shared, "put a segment", put).await {
             let bytes = parts.iter().map(|part| part.len() as u64).sum();
             let runs = runs.table().to_vec();
             return (NewSegment { name, bytes, data_offset, runs }, orphans);
@@ -264,11 +298,13 @@ async fn create(shared: &Shared, name: &SegmentName, parts: [Bytes; 2]) -> Resul
 
 async fn commit(shared: &Arc<Shared>, prepared: Prepared) -> Arc<Batch> {
     let prepared = Arc::new(prepared);
-    until_done(&shared.settings, "commit a batch", || {
+    until_done(shared, "commit a batch", || {
         let (shared, prepared) = (shared.clone(), prepared.clone());
         blocking(move || shared.with_room(|| commit_now(&shared, &prepared)))
     })
     .await;
+    shared.health.sealed();
+    shared.settings.failpoints.reach(Point::MapCommitted).await;
     prepared.batch.clone()
 }
 
@@ -277,6 +313,7 @@ fn commit_now(shared: &Shared, prepared: &Prepared) -> Result<(), Error> {
     let Prepared { batch, contents, segment, orphans } = prepared;
     let changed = || batch.extents.iter().map(|(range, _)| range);
     shared.cache.remove(changed());
+    shared.settings.failpoints.pass(Point::CacheForgot).attempt("commit a batch")?;
     shared.map.commit(&Commit {
         position: shared.position_after(batch.sequence_last),
         segment: segment.as_ref(),
@@ -305,10 +342,11 @@ fn commit_now(shared: &Shared, prepared: &Prepared) -> Result<(), Error> {
 
 /// Ships the log, however long that takes.
 pub(crate) async fn ship_until_done(shared: &Shared, ship: &mut dyn Ship) {
-    let mut outage = Outage::new(&shared.settings, "ship the log");
+    let mut outage = Outage::new(shared, "ship the log");
     while let Err(error) = ship.ship().await {
         outage.failed(error.as_ref()).await;
     }
+    shared.health.shipped();
     outage.over();
 }
 
@@ -331,11 +369,11 @@ pub(crate) async fn ship_at_open(settings: &Settings, ship: &mut dyn Ship) -> Re
 
 /// Tries an action until it succeeds.
 async fn until_done<T, F: Future<Output = Result<T, Error>>>(
-    settings: &Settings,
+    shared: &Shared,
     action: &'static str,
     mut attempt: impl FnMut() -> F,
 ) -> T {
-    let mut outage = Outage::new(settings, action);
+    let mut outage = Outage::new(shared, action);
     loop {
         match attempt().await {
             Ok(done) => {
@@ -358,20 +396,25 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// A row of failures of one action: waits between tries, and one line each for beginning and end.
-struct Outage {
+struct Outage<'a> {
+    health: &'a Health,
     action: &'static str,
     since: Option<Instant>,
     most: Duration,
     waits: Backoff,
 }
 
-impl Outage {
-    fn new(settings: &Settings, action: &'static str) -> Self {
+impl<'a> Outage<'a> {
+    fn new(shared: &'a Shared, action: &'static str) -> Self {
+        let settings = &shared.settings;
         let (first, most) = (settings.retry_wait, settings.retry_wait_most());
-        Self { action, since: None, most, waits: Backoff::new(first, most, u32::MAX) }
+        let waits = Backoff::new(first, most, u32::MAX);
+        Self { health: &shared.health, action, since: None, most, waits }
     }
 
     async fn failed(&mut self, error: &(dyn std::error::Error + Send + Sync + 'static)) {
+        let text = format!("{}: {}", self.action, with_causes(error));
+        self.health.failed(self.since.is_none(), text);
         if self.since.is_none() {
             self.since = Some(Instant::now());
             let error: &(dyn std::error::Error + 'static) = error;
@@ -391,6 +434,20 @@ impl Outage {
     }
 }
 
+impl Drop for Outage<'_> {
+    fn drop(&mut self) {
+        if self.since.is_some() {
+            self.health.recovered();
+        }
+    }
+}
+
+/// An error and what caused it, in one line.
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(error.source(), |cause| cause.source())
+        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
 impl Shared {
     /// Runs an operation that changes the map, alone and to its end, even if the caller goes away; then ships.
     pub(crate) async fn change<T: Send + 'static>(
@@ -403,6 +460,7 @@ impl Shared {
             let mut ship = operations.lock().await;
             let changing = shared.clone();
             let result = blocking(move || work(&changing)).await?;
+            shared.settings.failpoints.reach(Point::MapChanged).await;
             ship_until_done(&shared, ship.as_mut()).await;
             shared.changed.store(true, Ordering::Relaxed);
             shared.wake.notify_one();

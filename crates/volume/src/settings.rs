@@ -1,7 +1,38 @@
 //! What a caller may choose about a volume. Plain data; the store and the log are arguments of `open`.
 
-use crate::{BLOCK_BYTES, VolumeId, journal::RECORD_DATA_BYTES_MAX};
-use std::{path::PathBuf, time::Duration};
+use crate::{BLOCK_BYTES, VolumeId, failpoint::Failpoints, journal::RECORD_DATA_BYTES_MAX};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+/// When a flush is acknowledged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// When the local disk has everything. The bucket is a moment behind, and what it lacks is lost with the worker.
+    #[default]
+    Default,
+    /// When the bucket has everything, the log included. Nothing that was flushed is lost with the worker.
+    Strict,
+}
+
+/// Whether a flush may be acknowledged from the local disk. See [`Settings::acknowledge`].
+#[derive(Clone)]
+pub struct Acknowledge(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl Acknowledge {
+    /// The question is asked after each local sync, and again and again while the answer is no, so it must be quick.
+    pub fn new(may: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(may))
+    }
+
+    pub(crate) fn may(&self) -> bool {
+        self.0()
+    }
+}
+
+impl fmt::Debug for Acknowledge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Acknowledge")
+    }
+}
 
 /// How to open a volume.
 #[derive(Debug, Clone)]
@@ -12,13 +43,18 @@ pub struct Settings {
     pub epoch: u64,
     /// The local directory that holds `map.db`, `journal/` and `cache.img`.
     pub dir: PathBuf,
+    /// When a flush is acknowledged at first; [`Volume::set_durability`](crate::Volume::set_durability) changes it.
+    pub durability: Durability,
+    /// Whether the volume is still surely this process's: a flush in default mode waits until the answer is yes. A worker
+    /// among others answers by the lease of its log; without an answer it is always yes.
+    pub acknowledge: Option<Acknowledge>,
     /// The most bytes of sealed blocks that `cache.img` holds.
     pub cache_bytes_max: u64,
     /// A write becomes part of a segment at most this long after it was made.
     pub seal_interval: Duration,
     /// So many unsealed bytes become a segment at once.
     pub seal_bytes: u64,
-    /// With so many unsealed bytes, writers wait until the bucket has taken some.
+    /// With so many unsealed bytes, writers wait until the bucket has taken some. From half of it on they are slowed down.
     pub tail_bytes_max: u64,
     /// A segment that nothing names is deleted so long after the log that says so was shipped. It must be longer than
     /// any read of a segment takes.
@@ -27,17 +63,21 @@ pub struct Settings {
     pub journal_file_bytes: u64,
     /// The first wait before something that failed is tried again; later ones double, up to fifty times as long.
     pub retry_wait: Duration,
+    /// Where tests let the process die.
+    pub(crate) failpoints: Failpoints,
 }
 
 impl Settings {
-    /// The defaults: a cache of 10 GiB, a segment each second or at 8 MiB, a tail of at most 1 GiB, ten minutes until
-    /// garbage is deleted, journal files of 16 MiB, retries from 100 ms to 5 s.
+    /// The defaults: flushes from the local disk, a cache of 10 GiB, a segment each second or at 8 MiB, a tail of at most
+    /// 1 GiB, ten minutes until garbage is deleted, journal files of 16 MiB, retries from 100 ms to 5 s.
     #[must_use]
     pub fn new(volume: VolumeId, epoch: u64, dir: PathBuf) -> Self {
         Self {
             volume,
             epoch,
             dir,
+            durability: Durability::Default,
+            acknowledge: None,
             cache_bytes_max: 10 << 30,
             seal_interval: Duration::from_secs(1),
             seal_bytes: 8 << 20,
@@ -45,6 +85,7 @@ impl Settings {
             garbage_delay: Duration::from_secs(600),
             journal_file_bytes: 16 << 20,
             retry_wait: Duration::from_millis(100),
+            failpoints: Failpoints::default(),
         }
     }
 

@@ -9,7 +9,12 @@ use crate::{
     journal::{Appended, Place, RecordKind},
     map::CutSlot,
 };
-use std::{collections::VecDeque, ops::Range, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// What the newest unsealed write made of a range of blocks.
 #[derive(Debug, Clone)]
@@ -58,12 +63,15 @@ pub(crate) struct Tail {
     frozen: VecDeque<Arc<Batch>>,
     /// The number of the newest batch that was handed to the sealer.
     started: u64,
+    /// The newest batch that someone waits for. It freezes as soon as the sealer can take it, so that all who ask
+    /// meanwhile share it.
+    asked: u64,
 }
 
 impl Tail {
     pub(crate) fn new(sequence: u64) -> Self {
         let active = Batch { number: 1, sequence_last: sequence, ..Batch::default() };
-        Self { active, frozen: VecDeque::new(), started: 0 }
+        Self { active, frozen: VecDeque::new(), started: 0, asked: 0 }
     }
 
     /// Takes a record. Returns the cut's slot if it is one.
@@ -96,14 +104,25 @@ impl Tail {
         number
     }
 
+    /// Asks for what is there to be sealed without waiting for its time. Returns the number of the batch that it ends with.
+    pub(crate) fn ask(&mut self) -> u64 {
+        if self.active.is_empty() {
+            return self.active.number - 1;
+        }
+        self.asked = self.active.number;
+        self.asked
+    }
+
+    /// When the active batch freezes, with so long a time between seals.
+    pub(crate) fn due(&self, interval: Duration) -> Option<Instant> {
+        let asked = self.asked >= self.active.number;
+        let first = self.active.first_write.filter(|_| !self.active.is_empty())?;
+        Some(if asked { first } else { first + interval })
+    }
+
     /// What the active batch takes of the journal.
     pub(crate) fn active_bytes(&self) -> u64 {
         self.active.journal_bytes
-    }
-
-    /// When the active batch got its first write.
-    pub(crate) fn active_since(&self) -> Option<Instant> {
-        self.active.first_write
     }
 
     /// The number of the active batch.
@@ -121,8 +140,11 @@ impl Tail {
         self.frozen.back().is_some_and(|batch| batch.number > self.started)
     }
 
-    /// The oldest batch that the sealer has not been given yet.
-    pub(crate) fn start(&mut self) -> Option<Arc<Batch>> {
+    /// The oldest batch that the sealer has not been given yet. The active one freezes for it if it is due.
+    pub(crate) fn start(&mut self, interval: Duration) -> Option<Arc<Batch>> {
+        if !self.has_unstarted() && self.due(interval).is_some_and(|due| due <= Instant::now()) {
+            self.freeze();
+        }
         let batch = self.frozen.iter().find(|batch| batch.number > self.started)?.clone();
         self.started = batch.number;
         Some(batch)

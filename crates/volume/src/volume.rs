@@ -1,25 +1,33 @@
-//! A volume: reads, writes, flushes, cuts, and what ties journal, tail, map, cache and sealer together.
+//! A volume: opening and closing, cuts, and what ties journal, tail, map, cache and sealer together.
 //!
 //! States: open, then closed. Closing first refuses new operations, then seals what is there, then deletes the journal.
 //! Dropping the last handle without closing is like a crash: the journal keeps what is not sealed, for the next open.
 
+mod read;
+mod state;
+mod write;
+
+pub(crate) use state::Health;
+pub use state::{Counters, Lag, State, Trouble};
+pub(crate) use write::{Admission, Backlog, Unflushed};
+
 use crate::{
-    BLOCK_BYTES, Settings, VOLUME_BYTES, byte_offset,
+    BLOCK_BYTES, Durability, Settings, VOLUME_BYTES,
     cache::{Cache, Tag},
     error::{Attempt as _, Error, ErrorKind},
-    fetch::{Fetcher, Streams, Wanted},
+    failpoint::Point,
+    fetch::{Fetcher, Streams},
     flush::Flush,
     journal::{self, Journal, Position, RecordKind},
-    map::{CutSlot, Entry, Map, REGION_BLOCKS},
+    map::{CutSlot, Map},
+    meter::Metered,
     seal::{self, blocking},
-    segment::RUN_BLOCKS,
-    sync::{lock, read, wait, write},
-    tail::{Tail, Unsealed},
+    sync::lock,
+    tail::Tail,
 };
 use async_trait::async_trait;
 use object_store::ObjectStore;
 use std::{
-    collections::VecDeque,
     ops::Range,
     path::PathBuf,
     sync::{
@@ -58,15 +66,6 @@ pub struct Cut {
     pub(crate) layer: Arc<CutSlot>,
 }
 
-/// How far the bucket is behind.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Lag {
-    /// Journal bytes that are not in the bucket.
-    pub bytes: u64,
-    /// The age of the oldest write that is not in the bucket.
-    pub seconds: f64,
-}
-
 /// How much is where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stats {
@@ -89,7 +88,9 @@ pub struct Stats {
 /// What all handles, the sealer and the device share.
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
-    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) store: Arc<Metered>,
+    pub(crate) runtime: Handle,
+    pub(crate) health: Health,
     pub(crate) journal: Mutex<Journal>,
     pub(crate) tail: RwLock<Tail>,
     pub(crate) map: Arc<Map>,
@@ -108,14 +109,6 @@ pub(crate) struct Shared {
     streams: Mutex<Streams>,
     closed: AtomicBool,
     set_aside: Option<PathBuf>,
-}
-
-/// What was written and is not shipped.
-#[derive(Debug, Default)]
-pub(crate) struct Backlog {
-    pub bytes: u64,
-    /// Batches that are committed and not yet shipped: bytes and first write.
-    pub committed: VecDeque<(u64, Option<Instant>)>,
 }
 
 /// How far the sealer is.
@@ -159,6 +152,7 @@ impl Volume {
         })
         .await?;
         seal::ship_at_open(&settings, ship.as_mut()).await?;
+        settings.failpoints.reach(Point::OpenShipped).await;
         let shared = blocking(move || Shared::open(settings, store, ship, map, runtime)).await?;
         let shared = Arc::new(shared);
         let task = tokio::spawn(seal::run(shared.clone()));
@@ -172,30 +166,79 @@ impl Volume {
         self.shared.read(blocks, buffer)
     }
 
-    /// Writes whole blocks. Waits when too much is unsealed. Durable after the next [`Volume::flush`].
+    /// Writes whole blocks. Durable after the next [`Volume::flush`].
+    ///
+    /// Returns late when much is unsealed, and waits at the bound. Blocks the thread then.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
         block_range(offset, data.len() as u64)?;
-        let mut at = offset;
-        for chunk in data.chunks(self.shared.settings.record_bytes_max()) {
-            let crc = crc32c::crc32c(chunk);
-            self.shared.append(RecordKind::Write, at, chunk.len() as u64, (chunk, crc))?;
-            at += chunk.len() as u64;
+        for part in data.chunks(self.shared.settings.record_bytes_max()) {
+            let at = offset + (part.as_ptr() as usize - data.as_ptr() as usize) as u64;
+            let admission = self.shared.write(at, part)?;
+            self.shared.wait_admitted(admission);
         }
         Ok(())
     }
 
-    /// Makes whole blocks zero and gives their space back. Durable after the next [`Volume::flush`].
-    pub fn discard(&self, offset: u64, length: u64) -> Result<(), Error> {
-        if block_range(offset, length)?.is_empty() {
-            return self.shared.check_open();
-        }
-        self.shared.append(RecordKind::Discard, offset, length, (&[], 0)).map(drop)
+    /// Writes whole blocks without waiting. The write must not be acknowledged before its admission.
+    pub(crate) fn begin_write(&self, offset: u64, data: &[u8]) -> Result<Admission, Error> {
+        block_range(offset, data.len() as u64)?;
+        self.shared.write(offset, data)
     }
 
-    /// Returns when everything that was written before the call is durable on the local disk.
+    /// Makes whole blocks zero and gives their space back. Durable after the next [`Volume::flush`].
+    pub fn discard(&self, offset: u64, length: u64) -> Result<(), Error> {
+        let admission = self.begin_discard(offset, length)?;
+        self.shared.wait_admitted(admission);
+        Ok(())
+    }
+
+    /// Makes whole blocks zero without waiting. The same holds as for [`Volume::begin_write`].
+    pub(crate) fn begin_discard(&self, offset: u64, length: u64) -> Result<Admission, Error> {
+        if block_range(offset, length)?.is_empty() {
+            return self.shared.check_open().map(|()| Admission::default());
+        }
+        let applied = self.shared.append(RecordKind::Discard, offset, length, (&[], 0))?;
+        Ok(applied.admission)
+    }
+
+    /// Returns when everything that was written before the call is durable: on the local disk, or, in strict mode, in the
+    /// bucket. Blocks the thread.
     pub fn flush(&self) -> Result<(), Error> {
-        self.shared.check_open()?;
-        self.shared.flush.flush()
+        match self.shared.begin_flush()? {
+            Some(unflushed) => self.shared.wait_flushed(unflushed),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes everything durable as far as that takes no waiting for the bucket, and says what is left to wait for.
+    pub(crate) fn begin_flush(&self) -> Result<Option<Unflushed>, Error> {
+        self.shared.begin_flush()
+    }
+
+    /// Returns when a begun flush may be acknowledged.
+    pub(crate) async fn flushed(&self, unflushed: Unflushed) -> Result<(), Error> {
+        self.shared.flushed(unflushed).await
+    }
+
+    /// Returns when a begun write or discard may be acknowledged.
+    pub(crate) async fn admitted(&self, admission: Admission) {
+        self.shared.admitted(admission).await;
+    }
+
+    /// Runs a task on the runtime that the volume was opened on.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        drop(self.shared.runtime.spawn(task));
+    }
+
+    /// Changes when flushes are acknowledged, from the next one on.
+    pub fn set_durability(&self, durability: Durability) {
+        self.shared.health.set_durability(durability);
+    }
+
+    /// When flushes are acknowledged.
+    #[must_use]
+    pub fn durability(&self) -> Durability {
+        self.shared.health.durability()
     }
 
     /// Returns when everything that was written before the call is in the bucket, the log included.
@@ -206,20 +249,11 @@ impl Volume {
 
     /// Ends the live layer at this instant. Local and quick; meant to be called while the filesystem is frozen.
     pub fn cut(&self) -> Result<Cut, Error> {
-        let (batch, layer) = self.shared.append(RecordKind::Cut, 0, 0, (&[], 0))?;
-        let layer = layer.ok_or_else(|| Error::new(ErrorKind::Internal, "a cut left no layer"))?;
+        let applied = self.shared.append(RecordKind::Cut, 0, 0, (&[], 0))?;
+        let layer =
+            applied.slot.ok_or_else(|| Error::new(ErrorKind::Internal, "a cut left no layer"))?;
         self.shared.wake.notify_one();
-        Ok(Cut { batch, layer })
-    }
-
-    /// How far the bucket is behind.
-    #[must_use]
-    pub fn lag(&self) -> Lag {
-        let active = read(&self.shared.tail).oldest_write();
-        let backlog = lock(&self.shared.backlog);
-        let oldest = backlog.committed.front().and_then(|(_, since)| *since).or(active);
-        let seconds = oldest.map_or(0.0, |since| since.elapsed().as_secs_f64());
-        Lag { bytes: backlog.bytes, seconds }
+        Ok(Cut { batch: applied.batch, layer })
     }
 
     /// How much is where. Walks the whole map, so it is for people and not for loops.
@@ -252,8 +286,9 @@ impl Volume {
         if shared.closed.swap(true, Ordering::SeqCst) {
             return Err(Error::closed());
         }
-        shared.room.notify_all();
+        shared.wake_waiters();
         shared.seal_all().await?;
+        shared.settings.failpoints.reach(Point::CloseSealed).await;
         let task = lock(&self.sealer.0).take();
         if let Some(task) = task {
             task.abort();
@@ -277,7 +312,7 @@ impl Shared {
         let volume = settings.volume;
         let map = Arc::new(map);
         let position = map.position()?;
-        let flush = Arc::new(Flush::new(position.sequence));
+        let flush = Arc::new(Flush::new(position.sequence, settings.failpoints.clone()));
         let opened = journal::open(&settings, position, flush.clone())?;
         if let Some(path) = &opened.set_aside {
             tracing::warn!(%volume, path = %path.display(), "a journal that does not continue the map was set aside");
@@ -295,11 +330,14 @@ impl Shared {
         let tag = Tag { volume, position, head: map.head()? };
         let cache = Arc::new(Cache::open(&settings.dir, settings.cache_bytes_max, &tag)?);
         let segment_next = AtomicU64::new(map.segment_next()?);
+        let store = Arc::new(Metered::new(store));
         let fetcher =
-            Arc::new(Fetcher::new(&settings, store.clone(), runtime, map.clone(), cache.clone()));
+            Fetcher::new(&settings, store.clone(), runtime.clone(), map.clone(), cache.clone());
         Ok(Self {
+            health: Health::new(settings.durability),
             settings,
             store,
+            runtime,
             journal: Mutex::new(opened.journal),
             tail: RwLock::new(tail),
             map,
@@ -312,7 +350,7 @@ impl Shared {
             segment_next,
             progress: watch::Sender::new(Progress::default()),
             flush,
-            fetcher,
+            fetcher: Arc::new(fetcher),
             streams: Mutex::default(),
             closed: AtomicBool::new(false),
             set_aside: opened.set_aside,
@@ -320,199 +358,17 @@ impl Shared {
     }
 
     pub(crate) fn check_open(&self) -> Result<(), Error> {
-        if self.closed.load(Ordering::SeqCst) { Err(Error::closed()) } else { Ok(()) }
+        if self.is_closed() { Err(Error::closed()) } else { Ok(()) }
     }
 
-    /// Appends a record and applies it to the tail. Returns the number of its batch, and the slot of a cut.
-    fn append(
-        &self,
-        kind: RecordKind,
-        offset: u64,
-        length: u64,
-        data: (&[u8], u32),
-    ) -> Result<(u64, Option<Arc<CutSlot>>), Error> {
-        if kind != RecordKind::Cut {
-            self.wait_for_room()?;
-        }
-        let mut journal = lock(&self.journal);
-        self.check_open()?;
-        if self.flush.failed() {
-            return Err(Error::new(
-                ErrorKind::Internal,
-                "the journal could not be synced; nothing more is accepted",
-            ));
-        }
-        let record = self.with_room(|| journal.append(kind, offset, length, data))?;
-        lock(&self.backlog).bytes += record.bytes;
-        let mut tail = write(&self.tail);
-        let first = tail.active_since().is_none();
-        let batch = tail.active_number();
-        let slot = tail.apply(record, Instant::now());
-        let full = tail.active_bytes() >= self.settings.seal_bytes;
-        if full {
-            tail.freeze();
-        }
-        drop(tail);
-        drop(journal);
-        if first || full {
-            self.wake.notify_one();
-        }
-        Ok((batch, slot))
-    }
-
-    /// Runs something that writes to the local disk, and once more without the cache if the disk is full.
-    pub(crate) fn with_room<T>(
-        &self,
-        mut work: impl FnMut() -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        match work() {
-            Err(error) if error.kind() == ErrorKind::Exhausted && self.cache.bytes() > 0 => {
-                tracing::warn!("the local disk is full; the cache is given up for the journal");
-                self.cache.clear();
-                work()
-            }
-            result => result,
-        }
-    }
-
-    /// Waits until the unsealed tail is below its bound.
-    fn wait_for_room(&self) -> Result<(), Error> {
-        let mut backlog = lock(&self.backlog);
-        while backlog.bytes >= self.settings.tail_bytes_max {
-            self.check_open()?;
-            backlog = wait(&self.room, backlog);
-        }
-        Ok(())
-    }
-
-    fn read(&self, blocks: Range<u32>, buffer: &mut [u8]) -> Result<(), Error> {
-        let first = blocks.start;
-        let (found, missing) = read(&self.tail).find(blocks);
-        for (part, value) in found {
-            let part = slice(buffer, first, &part);
-            match value {
-                Unsealed::Data(place) => place.read(part).attempt("read from the journal")?,
-                Unsealed::Zero => part.fill(0),
-            }
-        }
-        for part in missing {
-            let target = slice(buffer, first, &part);
-            self.read_sealed(part, target)?;
-        }
-        Ok(())
-    }
-
-    /// Reads blocks that are not in the tail: from the cache, else from the bucket, zero where the map has nothing.
-    fn read_sealed(&self, blocks: Range<u32>, buffer: &mut [u8]) -> Result<(), Error> {
-        let ticket = self.cache.ticket();
-        let first = blocks.start;
-        let mut wanted = Vec::new();
-        for block in blocks.clone() {
-            buffer_block(buffer, first, block).fill(0);
-        }
-        self.wanted(&blocks, &mut wanted)?;
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        let mut hit = vec![false; wanted.len()];
-        for group in wanted.chunk_by(|a, b| a.block + 1 == b.block) {
-            let [start, .., end] =
-                [group.first(), group.last()].map(|wanted| wanted.map_or(0, |wanted| wanted.block));
-            self.cache.read(start..end + 1, |block, data| {
-                if let Ok(at) = wanted.binary_search_by_key(&block, |wanted| wanted.block)
-                    && crc32c::crc32c(data) == wanted[at].crc
-                {
-                    buffer_block(buffer, first, block).copy_from_slice(data);
-                    hit[at] = true;
-                }
-            });
-        }
-        let needed: Vec<Wanted> =
-            wanted.iter().zip(&hit).filter(|(_, hit)| !**hit).map(|(wanted, _)| *wanted).collect();
-        let ahead = self.ahead(&blocks, &needed)?;
-        self.fetcher.fetch(ticket, &needed, &ahead, |block, data| {
-            buffer_block(buffer, first, block).copy_from_slice(data);
-        })
-    }
-
-    /// The sealed blocks of a range that are not zero.
-    fn wanted(&self, blocks: &Range<u32>, wanted: &mut Vec<Wanted>) -> Result<(), Error> {
-        let mut at = blocks.start;
-        while at < blocks.end {
-            let number = at / REGION_BLOCKS;
-            let end = blocks.end.min((number + 1) * REGION_BLOCKS);
-            let region = self.map.region(number)?;
-            for block in at..end {
-                if let Entry::Block { segment, index, crc } = region.entry(block % REGION_BLOCKS) {
-                    wanted.push(Wanted { block, segment, index, crc });
-                }
-            }
-            at = end;
-        }
-        Ok(())
-    }
-
-    /// What to read besides the needed blocks: the rest of their runs, and what a sequential reader will need next.
-    fn ahead(&self, blocks: &Range<u32>, needed: &[Wanted]) -> Result<Vec<Wanted>, Error> {
-        let mut wanted = Vec::new();
-        for needed in needed
-            .chunk_by(|a, b| a.segment == b.segment && a.index / RUN_BLOCKS == b.index / RUN_BLOCKS)
-        {
-            let Some(first) = needed.first() else { continue };
-            let region = first.block / REGION_BLOCKS;
-            for (offset, entry) in self.map.region(region)?.entries() {
-                if let Entry::Block { segment, index, crc } = entry
-                    && (segment, index / RUN_BLOCKS) == (first.segment, first.index / RUN_BLOCKS)
-                {
-                    wanted.push(Wanted {
-                        block: region * REGION_BLOCKS + offset,
-                        segment,
-                        index,
-                        crc,
-                    });
-                }
-            }
-        }
-        let stream = lock(&self.streams).advance(blocks);
-        let mut next = Vec::new();
-        self.wanted(&stream, &mut next)?;
-        next.retain(|wanted| !self.cache.has(wanted.block));
-        wanted.append(&mut next);
-        Ok(wanted)
-    }
-
-    /// Freezes what is there and waits until the bucket has it.
-    pub(crate) async fn seal_all(&self) -> Result<(), Error> {
-        let batch = write(&self.tail).freeze();
-        self.wake.notify_one();
-        self.wait_shipped(batch).await
-    }
-
-    /// Waits until a batch and all before it are in the bucket, the log included.
-    pub(crate) async fn wait_shipped(&self, batch: u64) -> Result<(), Error> {
-        let mut progress = self.progress.subscribe();
-        let reached =
-            progress.wait_for(|progress| progress.shipped >= batch || progress.ended).await;
-        match reached {
-            Ok(progress) if progress.shipped >= batch => Ok(()),
-            _ => Err(Error::closed()),
-        }
-    }
-
-    /// Everything up to the batch, whose last record is `sequence`, is in the bucket.
-    pub(crate) fn shipped(&self, batch: u64, sequence: u64) {
-        lock(&self.journal).release(sequence);
-        let mut backlog = lock(&self.backlog);
-        let bytes: u64 = backlog.committed.drain(..).map(|(bytes, _)| bytes).sum();
-        backlog.bytes -= bytes;
-        drop(backlog);
-        self.room.notify_all();
-        self.progress.send_modify(|progress| progress.shipped = batch);
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// The last act of a clean close.
     fn finish(&self) -> Result<(), Error> {
         lock(&self.journal).remove_all();
+        self.settings.failpoints.pass(Point::CloseJournalGone).attempt("end the volume")?;
         let tag = Tag {
             volume: self.settings.volume,
             position: self.map.position()?,
@@ -543,17 +399,6 @@ pub(crate) fn block_range(offset: u64, length: u64) -> Result<Range<u32>, Error>
             format!("offset {offset} and length {length} are not whole blocks inside the volume"),
         )),
     }
-}
-
-/// The part of a buffer that begins at block `first` for some blocks.
-fn slice<'a>(buffer: &'a mut [u8], first: u32, blocks: &Range<u32>) -> &'a mut [u8] {
-    let at =
-        |block: u32| usize::try_from(byte_offset(block - first)).expect("a buffer fits memory");
-    &mut buffer[at(blocks.start)..at(blocks.end)]
-}
-
-pub(crate) fn buffer_block(buffer: &mut [u8], first: u32, block: u32) -> &mut [u8] {
-    slice(buffer, first, &(block..block + 1))
 }
 
 #[cfg(test)]

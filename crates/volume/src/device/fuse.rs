@@ -1,6 +1,6 @@
 //! The FUSE filesystem: a directory with one file of the volume's size.
 
-use crate::{BLOCK_BYTES, Error, ErrorKind, VOLUME_BYTES, Volume};
+use crate::{BLOCK_BYTES, Error, ErrorKind, VOLUME_BYTES, Volume, volume::Admission};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen,
@@ -22,8 +22,9 @@ const FILE: INodeNo = INodeNo(2);
 /// The largest request of the kernel.
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
 
-/// Requests that the kernel keeps under way at the same time.
-const BACKGROUND_MAX: u16 = 64;
+/// Requests that the kernel keeps under way at the same time: more than a loop device ever has (128, each of which may be two
+/// here), so that writes that wait for room never keep a read from being sent.
+const BACKGROUND_MAX: u16 = 320;
 
 /// A buffer of a thread that grew beyond this is given back.
 const BUFFER_BYTES_KEPT: usize = 256 << 10;
@@ -45,6 +46,27 @@ pub(super) struct Disk {
 impl Disk {
     pub(super) fn new(volume: Arc<Volume>) -> Self {
         Self { volume }
+    }
+
+    /// Answers a request that is in the journal: at once, or in a task when there is room for more. So no serving thread
+    /// waits for the bucket, and reads go on whoever is blocked. There are never more such requests than the kernel keeps
+    /// under way, and none holds data.
+    fn when_admitted(
+        &self,
+        operation: &'static str,
+        begun: Result<Admission, Error>,
+        answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        match begun {
+            Ok(admission) if !admission.is_immediate() => {
+                let volume = self.volume.clone();
+                self.volume.spawn(async move {
+                    volume.admitted(admission).await;
+                    answer(Ok(()));
+                });
+            }
+            result => answer(result.map(drop).map_err(|error| errno(operation, &error))),
+        }
     }
 }
 
@@ -135,12 +157,13 @@ impl Filesystem for Disk {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.volume.write(offset, data) {
-            Ok(()) => {
-                reply.written(u32::try_from(data.len()).expect("a request is at most a few MiB"));
+        let length = u32::try_from(data.len()).expect("a request is at most a few MiB");
+        self.when_admitted("write", self.volume.begin_write(offset, data), move |result| {
+            match result {
+                Ok(()) => reply.written(length),
+                Err(errno) => reply.error(errno),
             }
-            Err(error) => reply.error(errno("write", &error)),
-        }
+        });
     }
 
     fn flush(
@@ -163,8 +186,17 @@ impl Filesystem for Disk {
         reply: ReplyEmpty,
     ) {
         // Never ENOSYS: the kernel would not ask again and call everything durable.
-        match self.volume.flush() {
-            Ok(()) => reply.ok(),
+        match self.volume.begin_flush() {
+            Ok(None) => reply.ok(),
+            Ok(Some(unflushed)) => {
+                let volume = self.volume.clone();
+                self.volume.spawn(async move {
+                    match volume.flushed(unflushed).await {
+                        Ok(()) => reply.ok(),
+                        Err(error) => reply.error(errno("flush", &error)),
+                    }
+                });
+            }
             Err(error) => reply.error(errno("flush", &error)),
         }
     }
@@ -183,10 +215,11 @@ impl Filesystem for Disk {
         if mode & zeroing == 0 || mode & !(zeroing | libc_flags::KEEP_SIZE) != 0 {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        match self.volume.discard(offset, length) {
+        let begun = self.volume.begin_discard(offset, length);
+        self.when_admitted("discard", begun, move |result| match result {
             Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno("discard", &error)),
-        }
+            Err(errno) => reply.error(errno),
+        });
     }
 }
 

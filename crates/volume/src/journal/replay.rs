@@ -7,6 +7,7 @@ use super::{
 use crate::{
     Settings, VolumeId,
     error::{Attempt as _, Error, ErrorKind},
+    failpoint::Point,
     flush::Flush,
 };
 use std::{
@@ -39,7 +40,7 @@ struct Scanned {
 /// The order of renames makes a crash at any point leave one complete journal: `journal-next` counts only when `journal`
 /// is gone, and it is complete before `journal` goes.
 pub(crate) fn open(settings: &Settings, map: Position, flush: Arc<Flush>) -> Result<Opened, Error> {
-    let Settings { volume, epoch, dir, journal_file_bytes, .. } = settings;
+    let Settings { volume, epoch, dir, journal_file_bytes, failpoints, .. } = settings;
     let (volume, epoch, file_bytes) = (*volume, *epoch, *journal_file_bytes);
     let path = dir.join("journal");
     let next = dir.join("journal-next");
@@ -71,17 +72,17 @@ pub(crate) fn open(settings: &Settings, map: Position, flush: Arc<Flush>) -> Res
     let same_epoch = files.first().is_none_or(|first| first.header.identity.epoch == epoch);
     if same_epoch {
         let base = files.first().map_or(map, |first| first.header.identity.base);
-        let (journal, unsealed) =
-            resume((path, file_bytes), Identity { volume, epoch, base }, map, files, flush);
+        let identity = Identity { volume, epoch, base };
+        let empty = Journal::new((path, file_bytes), identity, flush, failpoints.clone());
+        let (journal, unsealed) = resume(empty, map, files);
         return Ok(Opened { journal, unsealed, set_aside });
     }
-    let (mut journal, unsealed) = take_over(
-        (next.clone(), file_bytes),
-        Identity { volume, epoch, base: map },
-        &files,
-        flush,
-    )?;
+    let identity = Identity { volume, epoch, base: map };
+    let empty = Journal::new((next.clone(), file_bytes), identity, flush, failpoints.clone());
+    let (mut journal, unsealed) = take_over(empty, &files)?;
+    failpoints.pass(Point::TakeOverCopied).attempt("retire the old journal")?;
     fs::rename(&path, &old).attempt("retire the old journal")?;
+    failpoints.pass(Point::TakeOverRetired).attempt("put the new journal in place")?;
     fs::rename(&next, &path).attempt("put the new journal in place")?;
     sync_dir(dir).attempt("sync the volume's directory")?;
     remove_dir(&old).attempt("remove the old journal")?;
@@ -128,14 +129,7 @@ fn continues(files: &mut Vec<Scanned>, volume: VolumeId, map: Position) -> bool 
 }
 
 /// Goes on with a journal of the same epoch. What was torn is never appended to: the next record begins a new file.
-fn resume(
-    (dir, file_bytes): (PathBuf, u64),
-    identity: Identity,
-    map: Position,
-    files: Vec<Scanned>,
-    flush: Arc<Flush>,
-) -> (Journal, Vec<Appended>) {
-    let mut journal = Journal::new(dir, file_bytes, identity, flush);
+fn resume(mut journal: Journal, map: Position, files: Vec<Scanned>) -> (Journal, Vec<Appended>) {
     journal.sequence_last = map.sequence;
     let mut unsealed = Vec::new();
     for mut scanned in files {
@@ -154,14 +148,8 @@ fn resume(
 }
 
 /// Copies the unsealed records of an older epoch's journal into a new, durable one.
-fn take_over(
-    (dir, file_bytes): (PathBuf, u64),
-    identity: Identity,
-    files: &[Scanned],
-    flush: Arc<Flush>,
-) -> Result<(Journal, Vec<Appended>), Error> {
-    fs::create_dir_all(&dir).attempt("create the journal directory")?;
-    let mut journal = Journal::new(dir.clone(), file_bytes, identity, flush.clone());
+fn take_over(mut journal: Journal, files: &[Scanned]) -> Result<(Journal, Vec<Appended>), Error> {
+    fs::create_dir_all(&journal.dir).attempt("create the journal directory")?;
     let mut unsealed = Vec::new();
     let mut data = Vec::new();
     for record in files.iter().flat_map(|file| &file.records) {
@@ -171,8 +159,8 @@ fn take_over(
         let crc = crc32c::crc32c(&data);
         unsealed.push(journal.append(record.kind, record.offset, record.length, (&data, crc))?);
     }
-    flush.flush()?;
-    sync_dir(&dir).attempt("sync the journal directory")?;
+    journal.flush.flush()?;
+    sync_dir(&journal.dir).attempt("sync the journal directory")?;
     Ok((journal, unsealed))
 }
 

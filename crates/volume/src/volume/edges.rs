@@ -1,7 +1,8 @@
 //! The edges of a volume, one by one: a bucket that is away, damage, a full disk, garbage, forks, epochs.
 
 use crate::{
-    BLOCK_BYTES, Error, ErrorKind, NewCheckpoint, Settings, Volume, VolumeId, fork,
+    Acknowledge, BLOCK_BYTES, Durability, Error, ErrorKind, NewCheckpoint, Settings, State, Volume,
+    VolumeId, fork,
     testing::{CopyShip, FaultyStore},
 };
 use object_store::{ObjectStore, ObjectStoreExt as _, path::Path};
@@ -120,6 +121,9 @@ fn a_bucket_that_is_away_blocks_writers_at_the_bound_and_loses_nothing() {
     };
     wait_until("the writer waits", || volume.lag().bytes >= 4 << 20);
     assert!(volume.lag().bytes < 6 << 20, "{:?}", volume.lag());
+    wait_until("it says so", || matches!(volume.state(), State::Blocked(_)));
+    let State::Blocked(trouble) = volume.state() else { panic!("{:?}", volume.state()) };
+    assert!(trouble.error.unwrap().contains("put a segment"));
     assert!(!writer.is_finished());
     assert!(read(&volume, 0, 256).unwrap() == noise(0, 256), "reads of the tail go on");
     volume.flush().unwrap();
@@ -128,13 +132,17 @@ fn a_bucket_that_is_away_blocks_writers_at_the_bound_and_loses_nothing() {
     world.seal(&volume);
     assert_eq!(volume.lag().bytes, 0);
     assert!(volume.lag().seconds == 0.0);
+    assert_eq!(volume.state(), State::Settled);
+    let counters = volume.counters();
+    assert!(counters.seals >= 32 && counters.traffic.put_bytes > 32 << 20, "{counters:?}");
+    assert!(counters.blocked_ms > 0, "{counters:?}");
     for number in 0..32 {
         assert!(read(&volume, number << 20, 256).unwrap() == noise(number, 256), "{number}");
     }
 }
 
 #[test]
-fn a_full_disk_fails_the_write_and_loses_nothing() {
+fn a_full_disk_makes_writers_wait_and_loses_nothing() {
     assert!(rustix::process::geteuid().is_root(), "this test mounts a tmpfs: run it as root");
     let world = World::new();
     let place = world.place("small");
@@ -146,36 +154,24 @@ fn a_full_disk_fails_the_write_and_loses_nothing() {
     volume.write(0, &noise(0, 1)).unwrap();
     world.seal(&volume);
     world.store.away.store(true, Ordering::SeqCst);
-    let mut written = 0;
-    let error = loop {
-        match volume.write(written << 18, &noise(written, 64)) {
-            Ok(()) => written += 1,
-            Err(error) => break error,
-        }
-    };
-    assert_eq!(error.kind(), ErrorKind::Exhausted, "{error:?}");
-    assert!(written > 8, "{written}");
+    // As many writers as there are writes: each is in the journal before it waits, until the disk is really full.
+    let writers: Vec<_> = (0..48u64)
+        .map(|number| {
+            let volume = volume.clone();
+            std::thread::spawn(move || volume.write(number << 20, &noise(number, 128)).unwrap())
+        })
+        .collect();
+    wait_until("the disk is full", || volume.lag().bytes >= 10 << 20);
+    assert!(matches!(volume.state(), State::Blocked(_)), "{:?}", volume.state());
+    assert!(writers.iter().any(|writer| !writer.is_finished()));
     volume.flush().unwrap();
-    for number in 0..written {
-        assert!(read(&volume, number << 18, 64).unwrap() == noise(number, 64), "{number}");
-    }
-    // The bucket comes back, the journal is used again, and so is the disk.
     world.store.away.store(false, Ordering::SeqCst);
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
     world.seal(&volume);
-    for number in 0..24 {
-        let mut result = volume.write(number << 18, &noise(number + 1, 64));
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Exhausted)
-            && Instant::now() < deadline
-        {
-            world.seal(&volume);
-            result = volume.write(number << 18, &noise(number + 1, 64));
-        }
-        result.unwrap();
-    }
-    world.seal(&volume);
-    for number in 0..24 {
-        assert!(read(&volume, number << 18, 64).unwrap() == noise(number + 1, 64), "{number}");
+    assert_eq!(volume.state(), State::Settled);
+    assert!(volume.counters().blocked_ms > 0);
+    for number in 0..48 {
+        assert!(read(&volume, number << 20, 128).unwrap() == noise(number, 128), "{number}");
     }
     world.crash(volume);
     drop(mounted);
@@ -453,4 +449,86 @@ fn many_threads_write_read_and_flush_at_once() {
         }
     });
     world.seal(&volume);
+}
+
+#[test]
+fn a_strict_flush_is_in_the_bucket_and_waits_for_it() {
+    let world = World::new();
+    let mut place = world.place("volume");
+    place.settings.durability = Durability::Strict;
+    place.settings.seal_interval = Duration::from_secs(3600);
+    let volume = world.open(&place);
+    volume.flush().unwrap();
+    assert_eq!(volume.counters().seals, 0, "there is nothing to flush");
+    for number in 0..5 {
+        volume.write(number << 20, &noise(number, 1)).unwrap();
+        volume.flush().unwrap();
+        assert_eq!(volume.lag().bytes, 0);
+    }
+    world.store.away.store(true, Ordering::SeqCst);
+    volume.write(0, &noise(7, 1)).unwrap();
+    let flush = {
+        let volume = volume.clone();
+        std::thread::spawn(move || volume.flush())
+    };
+    wait_until("the bucket is away", || matches!(volume.state(), State::Behind(_)));
+    assert!(read(&volume, 0, 1).unwrap() == noise(7, 1), "reads go on");
+    assert!(!flush.is_finished());
+    volume.set_durability(Durability::Default);
+    volume.flush().unwrap();
+    assert!(!flush.is_finished(), "what was asked strictly stays strict");
+    world.store.away.store(false, Ordering::SeqCst);
+    flush.join().unwrap().unwrap();
+    // The bucket alone has it.
+    world.crash(volume);
+    std::fs::remove_dir_all(&place.settings.dir).unwrap();
+    place.ship.restore();
+    place.settings.epoch = 2;
+    let volume = world.open(&place);
+    assert!(read(&volume, 0, 1).unwrap() == noise(7, 1));
+}
+
+#[test]
+fn strict_flushes_that_wait_together_share_segments() {
+    let world = World::new();
+    let mut place = world.place("volume");
+    place.settings.durability = Durability::Strict;
+    let volume = world.open(&place);
+    std::thread::scope(|scope| {
+        for thread in 0..16u64 {
+            let volume = &volume;
+            scope.spawn(move || {
+                for round in 0..20u64 {
+                    volume.write((thread << 24) + (round << 12), &noise(round, 1)).unwrap();
+                    volume.flush().unwrap();
+                }
+            });
+        }
+    });
+    let counters = volume.counters();
+    assert!(counters.seals < 320 / 2, "{counters:?}");
+    assert!(counters.ships < counters.seals + 2, "{counters:?}");
+}
+
+#[test]
+fn a_flush_waits_for_the_right_to_acknowledge_it() {
+    let world = World::new();
+    let mut place = world.place("volume");
+    let held = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let asked = held.clone();
+    place.settings.acknowledge = Some(Acknowledge::new(move || asked.load(Ordering::SeqCst)));
+    let volume = world.open(&place);
+    volume.write(0, &noise(1, 1)).unwrap();
+    volume.flush().unwrap();
+    held.store(false, Ordering::SeqCst);
+    let flush = {
+        let volume = volume.clone();
+        std::thread::spawn(move || volume.flush())
+    };
+    wait_until("the flush waits", || matches!(volume.state(), State::Blocked(_)));
+    volume.write(0, &noise(2, 1)).unwrap();
+    assert!(!flush.is_finished());
+    held.store(true, Ordering::SeqCst);
+    flush.join().unwrap().unwrap();
+    assert!(!matches!(volume.state(), State::Blocked(_)));
 }
