@@ -40,6 +40,9 @@ pub const SLEEP: &str = "/internal/sleep";
 /// there is no such checkpoint. `DELETE` with the same body takes it back.
 pub const PIN: &str = "/internal/pin";
 
+/// `GET`: the [`VolumeReport`] now.
+pub const VOLUME: &str = "/internal/volume";
+
 /// `GET`: the [`Activity`] now.
 pub const ACTIVITY: &str = "/internal/activity";
 
@@ -148,6 +151,25 @@ pub struct Activity {
     pub idle_ms: u64,
     /// What keeps it awake now, for people: `session 12`, `connection`.
     pub awake_because: Vec<String>,
+}
+
+/// How the disk is doing, for metrics. Counts begin at the wake.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct VolumeReport {
+    /// Bytes that the bucket does not have.
+    pub lag_bytes: u64,
+    /// The age of the oldest write that the bucket does not have.
+    pub lag_seconds: f64,
+    /// Milliseconds in which writes waited for the bucket.
+    pub blocked_ms: u64,
+    /// Requests that put segments.
+    pub puts: u64,
+    /// Bytes of these.
+    pub put_bytes: u64,
+    /// Requests that read segments.
+    pub gets: u64,
+    /// Bytes of these.
+    pub get_bytes: u64,
 }
 
 /// The answer of a list of objects.

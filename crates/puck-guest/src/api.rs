@@ -17,9 +17,9 @@ mod files;
 mod lines;
 pub(crate) mod sandbox;
 mod session;
-mod volume;
 #[cfg(test)]
 mod tests;
+mod volume;
 
 use self::{
     activity::Activity, answer::Refusal, checkpoints::Checkpoints, files::Files, sandbox::Sandbox,

@@ -11,7 +11,7 @@ use axum::{
     http::StatusCode,
     routing::{get, post, put},
 };
-use guest::protocol::{ACTIVITY, IDENTITY, Identity, PIN, Pin, SLEEP};
+use guest::protocol::{ACTIVITY, IDENTITY, Identity, PIN, Pin, SLEEP, VOLUME, VolumeReport};
 use std::sync::Arc;
 use tokio::sync::Notify;
 use tracing::error;
@@ -33,6 +33,7 @@ pub(crate) fn router(internal: Internal) -> Router {
     Router::new()
         .route(IDENTITY, put(assign))
         .route(ACTIVITY, get(activity))
+        .route(VOLUME, get(volume))
         .route(SLEEP, post(sleep))
         .route(PIN, put(pin).delete(unpin))
         .with_state(internal)
@@ -53,6 +54,20 @@ async fn assign(
 
 async fn activity(State(internal): State<Internal>) -> Json<guest::protocol::Activity> {
     Json(internal.activity.now())
+}
+
+async fn volume(State(internal): State<Internal>) -> Result<Json<VolumeReport>, StatusCode> {
+    let volume = internal.machine.volume().await.map_err(|error| refuse("report", &error))?;
+    let (lag, counters) = (volume.lag(), volume.counters());
+    Ok(Json(VolumeReport {
+        lag_bytes: lag.bytes,
+        lag_seconds: lag.seconds,
+        blocked_ms: counters.blocked_ms,
+        puts: counters.traffic.puts,
+        put_bytes: counters.traffic.put_bytes,
+        gets: counters.traffic.gets,
+        get_bytes: counters.traffic.get_bytes,
+    }))
 }
 
 async fn sleep(State(internal): State<Internal>) -> Result<StatusCode, StatusCode> {

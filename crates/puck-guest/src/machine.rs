@@ -25,6 +25,7 @@ use guest::{
     freeze::Freezer,
     protocol::{BASE, Boot, Identity},
 };
+use jiff::Timestamp;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -35,7 +36,6 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 use tracing::{error, warn};
-use jiff::Timestamp;
 use volume::{Checkpoint, Durability, VolumeId};
 
 /// How often what the filesystem holds in memory is written back, so that the bucket is never far behind.

@@ -73,8 +73,7 @@ impl MountedView {
     pub(crate) fn tree(&self) -> Result<Tree, DiskError> {
         let open = |path: &Path| -> Result<OwnedFd, DiskError> {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            rustix::fs::open(path, flags, Mode::empty())
-                .map_err(|errno| local(path, errno.into()))
+            rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| local(path, errno.into()))
         };
         let upper = self.directory.join("disk/root/upper");
         Ok(Tree { root: open(&self.directory.join("root"))?, upper: open(&upper)? })

@@ -9,6 +9,7 @@ mod create;
 mod destroy;
 mod fork;
 mod list;
+mod metrics;
 mod organization;
 mod proxy;
 mod refusal;
@@ -166,6 +167,7 @@ pub(crate) fn router(orchestrator: Arc<Orchestrator>) -> Router {
         .route("/v1/sprites/{name}/{*rest}", any(proxy::proxy))
         .layer(middleware::map_response(version));
     Router::new()
+        .route("/metrics", get(metrics::show))
         .route("/v1/organization", get(organization::show))
         .route("/v1/sprites", get(list::list).post(create::create))
         .merge(sprite)

@@ -312,6 +312,19 @@ impl Worker {
             .map_or(Status::Cold, Sprite::status)
     }
 
+    /// The agents of the sprites that are awake.
+    #[must_use]
+    pub(crate) fn agents(&self) -> Vec<(SpriteId, Agent)> {
+        let sprites = self.sprites.lock().expect("no panic while held");
+        sprites.iter().filter_map(|(id, sprite)| Some((*id, sprite.agent()?))).collect()
+    }
+
+    /// How many machines wait in the pool.
+    #[must_use]
+    pub(crate) fn pool_size(&self) -> usize {
+        self.pool.ready()
+    }
+
     /// Changes whenever the state of any sprite does.
     #[must_use]
     pub(crate) fn changes(&self) -> watch::Receiver<()> {

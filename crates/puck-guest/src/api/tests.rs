@@ -314,12 +314,7 @@ impl Checkpoints for NoCheckpoints {
         Err(CheckpointError::Conflict("nothing is that old".to_owned()))
     }
 
-    async fn diff(
-        &self,
-        _: &str,
-        _: &str,
-        _: mpsc::Sender<Change>,
-    ) -> Result<(), CheckpointError> {
+    async fn diff(&self, _: &str, _: &str, _: mpsc::Sender<Change>) -> Result<(), CheckpointError> {
         Err(CheckpointError::NotFound)
     }
 

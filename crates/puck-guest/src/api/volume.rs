@@ -37,8 +37,7 @@ async fn status(State(agent): State<Arc<Agent>>) -> Result<Json<VolumeStatus>, R
 }
 
 async fn rewind(State(agent): State<Arc<Agent>>, body: Bytes) -> Result<Response, Refusal> {
-    let Rewind { at } =
-        serde_json::from_slice(&body).map_err(|error| Refusal::invalid(&error))?;
+    let Rewind { at } = serde_json::from_slice(&body).map_err(|error| Refusal::invalid(&error))?;
     let (lines, response) = ndjson();
     tokio::spawn(async move {
         let _hold = agent.activity.hold("rewind");

@@ -2,9 +2,9 @@
 
 use super::channel::Channel;
 use bytes::Bytes;
-use guest::protocol::{IDENTITY, Identity, PIN, Pin, SLEEP};
+use guest::protocol::{IDENTITY, Identity, PIN, Pin, SLEEP, VOLUME, VolumeReport};
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::{
     body::{Body, Incoming},
     client::conn::http1,
@@ -27,6 +27,12 @@ const READ_BYTES: usize = 4 * api::exec::HTTP_FRAME_PAYLOAD_MAX;
 
 /// How long an agent may take to note a pin in the log.
 const PIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long an agent may take to say how its disk is doing: a scrape waits for the slowest.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The longest report.
+const REPORT_BYTES_MAX: usize = 64 << 10;
 
 /// A client of one machine's agent. Every call has a connection of its own, so that an upgrade takes it over whole.
 #[derive(Debug, Clone)]
@@ -138,6 +144,20 @@ impl Agent {
         let body = serde_json::to_vec(&Pin { child: child.to_string(), checkpoint: None })
             .expect("a pin is always JSON");
         self.internal("the end of a pin", Method::DELETE, PIN, body, PIN_TIMEOUT).await
+    }
+
+    /// How the disk is doing; nothing if the agent does not say so in time.
+    pub(crate) async fn volume_report(&self) -> Option<VolumeReport> {
+        let request = Request::get(VOLUME)
+            .header(header::HOST, "agent")
+            .body(Empty::<Bytes>::new())
+            .expect("the parts are constants");
+        let asking = async {
+            let response = self.send(request).await.ok()?;
+            let body = Limited::new(response.into_body(), REPORT_BYTES_MAX).collect().await.ok()?;
+            serde_json::from_slice(&body.to_bytes()).ok()
+        };
+        tokio::time::timeout(REPORT_TIMEOUT, asking).await.ok().flatten()
     }
 
     async fn internal(

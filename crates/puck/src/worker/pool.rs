@@ -40,6 +40,11 @@ impl Pool {
         Self { size, ready: Mutex::default(), taken: Notify::new() }
     }
 
+    /// How many machines are ready.
+    pub(super) fn ready(&self) -> usize {
+        self.ready.lock().expect("no panic while held").len()
+    }
+
     /// A machine, if one is ready.
     pub(super) fn take(&self) -> Option<Machine> {
         let mut ready = self.ready.lock().expect("no panic while held");

@@ -92,7 +92,8 @@ pub(super) enum Command {
 #[derive(Debug, Clone)]
 pub(super) struct Sprite {
     commands: mpsc::Sender<Command>,
-    status: watch::Receiver<Status>,
+    /// The agent, while the sprite is awake.
+    awake: watch::Receiver<Option<Agent>>,
     doomed: CancellationToken,
 }
 
@@ -105,8 +106,8 @@ impl Sprite {
         notices: impl Fn(Notice) + Send + Sync + 'static,
     ) -> Self {
         let (commands, waiting) = mpsc::channel(CALLS_WAITING_MAX);
-        let status = if machine.is_some() { Status::Running } else { Status::Cold };
-        let (publish, status) = watch::channel(status);
+        let (publish, awake) =
+            watch::channel(machine.as_ref().map(|machine| machine.agent().clone()));
         let doomed = CancellationToken::new();
         let task = Task {
             site: site.clone(),
@@ -114,16 +115,21 @@ impl Sprite {
             machine,
             next: VecDeque::new(),
             leases: Arc::new(()),
-            status: publish,
+            awake: publish,
             notices: Box::new(notices),
             doomed: doomed.clone(),
         };
         site.tasks.spawn(task.run(waiting));
-        Self { commands, status, doomed }
+        Self { commands, awake, doomed }
     }
 
     pub(super) fn status(&self) -> Status {
-        *self.status.borrow()
+        if self.awake.borrow().is_some() { Status::Running } else { Status::Cold }
+    }
+
+    /// The agent, if the sprite is awake; it may go to sleep at any moment.
+    pub(super) fn agent(&self) -> Option<Agent> {
+        self.awake.borrow().clone()
     }
 
     /// Wakes the sprite if it sleeps and keeps it awake for as long as the lease lives.
@@ -177,7 +183,7 @@ struct Task {
     /// Commands that come before those in the queue.
     next: VecDeque<Command>,
     leases: Arc<()>,
-    status: watch::Sender<Status>,
+    awake: watch::Sender<Option<Agent>>,
     notices: Box<dyn Fn(Notice) + Send + Sync>,
     doomed: CancellationToken,
 }
@@ -251,7 +257,7 @@ impl Task {
                 if let Some(machine) = self.machine.take() {
                     machine.kill().await;
                 }
-                self.status.send_replace(Status::Cold);
+                self.awake.send_replace(None);
                 let _ = reply.send(());
                 self.site.remove_volume(self.disk.volume).await;
                 return ControlFlow::Break(());
@@ -287,8 +293,8 @@ impl Task {
         match Machine::boot(&self.site, self.disk.clone(), Some(identity), &self.doomed).await {
             Ok(machine) => {
                 info!(volume = %self.disk.volume, milliseconds = begin.elapsed().as_millis(), "sprite woke");
+                self.awake.send_replace(Some(machine.agent().clone()));
                 self.machine = Some(machine);
-                self.status.send_replace(Status::Running);
                 (self.notices)(Notice::Woke);
                 Ok(())
             }
@@ -324,7 +330,7 @@ impl Task {
         let slept = machine.agent().sleep(SLEEP_TIMEOUT).await;
         // Once the agent has answered, nothing is left in the machine that anybody needs.
         machine.kill().await;
-        self.status.send_replace(Status::Cold);
+        self.awake.send_replace(None);
         (self.notices)(Notice::Slept);
         match slept {
             Ok(()) => {
@@ -341,7 +347,7 @@ impl Task {
     /// The agent's death is the machine's: what still ran in it would have gone on writing to a dead disk.
     fn died(&mut self, ended: Ended) {
         self.machine = None;
-        self.status.send_replace(Status::Cold);
+        self.awake.send_replace(None);
         if ended == Ended::Agent(runtime::Exit::Status(FENCED_STATUS)) {
             error!(volume = %self.disk.volume, "another worker owns this sprite");
             (self.notices)(Notice::Fenced);

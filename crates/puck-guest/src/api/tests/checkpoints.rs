@@ -80,7 +80,11 @@ impl Checkpoints for InMemory {
             let change = Change { path: format!("/{path}"), kind: ChangeKind::Added };
             changes.send(change).await.unwrap();
         }
-        if from == "v2" { Err(CheckpointError::Failed("the bucket is away".into())) } else { Ok(()) }
+        if from == "v2" {
+            Err(CheckpointError::Failed("the bucket is away".into()))
+        } else {
+            Ok(())
+        }
     }
 
     async fn status(&self) -> Result<VolumeStatus, CheckpointError> {
@@ -184,7 +188,10 @@ async fn two_checkpoints_are_compared() {
         bench.call(Method::POST, "checkpoint", &[], "").await;
     }
     let told = bench.get("checkpoints/v1/diff/v2").await;
-    assert_eq!((told.status, told.header("content-type")), (StatusCode::OK, "application/x-ndjson"));
+    assert_eq!(
+        (told.status, told.header("content-type")),
+        (StatusCode::OK, "application/x-ndjson")
+    );
     let change = |path| json!({ "path": path, "kind": "added" });
     assert_eq!(told.lines(), [change("/v1"), change("/v2")]);
     // What fails in the middle is told at the end.
