@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that proves Puck, one part after the other; a part that fails does not keep the others from running.
-# `test.sh` runs all, `test.sh e2e` the end-to-end parts only. Needs `make image`.
+# `test.sh` runs all, `test.sh e2e` the end-to-end parts only, `test.sh soak` the long form of what crashes, fills up and goes
+# away. Needs `make image`.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,10 +23,29 @@ part() { # NAME COMMAND...
 python=.venv/bin/python
 node=$PWD/tests/e2e/js/node_modules/.bin/node
 
+pytest() { # SUITE ARGUMENTS...
+    local suite=tests/$1
+    shift
+    $python -m pytest -c "$suite/pytest.ini" --rootdir "$suite" -q -p no:cacheprovider "$@"
+}
+
+on_s3() { # TESTS...
+    $python tests/e2e/with_seaweedfs.py $python -m pytest -c tests/e2e/pytest.ini --rootdir tests/e2e -q -p no:cacheprovider "$@"
+}
+
+what=${1:-all}
 $python tests/e2e/leaks.py save "$state/before"
-[[ ${1:-all} == e2e ]] || part "unit tests" cargo test --release --workspace
-part "end to end: command line, Python, durability, isolation" $python -m pytest -c tests/e2e/pytest.ini --rootdir tests/e2e tests/e2e -q -p no:cacheprovider
-part "end to end: JavaScript" $python tests/e2e/with_server.py "$node" --test --test-reporter=spec --test-concurrency=2 "tests/e2e/js/*.test.js"
+if [[ $what == soak ]]; then
+    export PUCK_SOAK=1
+    part "soak: suites, killed agents and servers, what is full, a bucket that is away" pytest soak tests/soak -s "${@:2}"
+    (($# > 1)) || part "soak: end to end on S3" on_s3 tests/e2e
+else
+    [[ $what == e2e ]] || part "unit tests" cargo test --release --workspace
+    part "end to end: command line, Python, durability, isolation" pytest e2e tests/e2e
+    part "end to end: JavaScript" $python tests/e2e/with_server.py "$node" --test --test-reporter=spec --test-concurrency=2 "tests/e2e/js/*.test.js"
+    part "end to end on S3: checkpoints, sleep" on_s3 tests/e2e/test_python_checkpoints.py tests/e2e/test_sleep.py
+    part "soak, short form" pytest soak tests/soak -s
+fi
 part "nothing left behind" $python tests/e2e/leaks.py check "$state/before"
 
 if ((${#failed[@]})); then

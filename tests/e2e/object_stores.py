@@ -17,6 +17,9 @@ SECRET_KEY = "puck-test-secret-key-that-no-sprite-may-see"
 # SeaweedFS needs a while until it has a volume to write to.
 SETTLE_SECONDS_MAX = 90
 
+# Longer than any client waits for an answer.
+HANG_SECONDS_MAX = 60
+
 
 class SeaweedFS:
     """A `weed server -s3` with one empty bucket."""
@@ -87,11 +90,12 @@ def environment(port: int) -> dict[str, str]:
 class FaultyProxy:
     """Passes requests on to an S3 server, or answers with a fault.
 
-    `fault` is None, a status such as 403 or 500, or "hang": the request is taken and never answered.
+    `fault` is None, a status such as 403 or 500, "hang": the request is taken and not answered for as long as the fault lasts, or
+    "drop": the connection is closed.
     """
 
     def __init__(self, upstream: int):
-        self.fault: int | str | None = None
+        self._fault: int | str | None = None
         self.requests = 0
         self.faults = 0
         self._over = threading.Event()
@@ -104,10 +108,15 @@ class FaultyProxy:
                 proxy.requests += 1
                 length = int(self.headers.get("Content-Length") or 0)
                 body = self.rfile.read(length)
-                fault = proxy.fault
+                fault, over = proxy.fault, proxy._over
                 if fault == "hang":
                     proxy.faults += 1
-                    proxy._over.wait(120)
+                    # Thousands may hang, and their bodies are of no use any more.
+                    del body
+                    over.wait(HANG_SECONDS_MAX)
+                    self.close_connection = True
+                elif fault == "drop":
+                    proxy.faults += 1
                     self.close_connection = True
                 elif fault:
                     proxy.faults += 1
@@ -153,6 +162,17 @@ class FaultyProxy:
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
         self.thread.start()
 
+    @property
+    def fault(self) -> int | str | None:
+        """What is wrong with it."""
+        return self._fault
+
+    @fault.setter
+    def fault(self, fault: int | str | None) -> None:
+        self._fault = fault
+        hanging, self._over = self._over, threading.Event()
+        hanging.set()
+
     @staticmethod
     def error(status: int) -> bytes:
         """An S3 error document."""
@@ -162,6 +182,5 @@ class FaultyProxy:
     def close(self) -> None:
         """Lets everything that hangs go, and ends."""
         self.fault = None
-        self._over.set()
         self.server.shutdown()
         self.server.server_close()

@@ -21,6 +21,9 @@ import leaks
 ROOT = Path(__file__).resolve().parents[2]
 PUCK = Path(os.environ.get("PUCK", ROOT / "target/release/puck"))
 
+# Where servers keep their buckets that a test does not choose for them; each gets a prefix of its own. Without it, on their disk.
+BUCKETS = os.environ.get("PUCK_TEST_BUCKETS")
+
 START_SECONDS_MAX = 300
 STOP_SECONDS_MAX = 120
 WAIT_SECONDS_MAX = 30
@@ -186,6 +189,8 @@ class Servers:
         self.made: list[Server] = []
 
     def __call__(self, name: str = "data", **kwargs) -> Server:
+        if BUCKETS:
+            kwargs.setdefault("bucket", f"{BUCKETS}/{self.directory.name}/{name}")
         server = Server(self.directory / name, **kwargs)
         self.made.append(server)
         return server

@@ -78,7 +78,6 @@ def test_a_bucket_that_fails_later_loses_nothing(servers, proxy, fault, eventual
         eventually("the log says so", lambda: "WARN" in server.log() or "ERROR" in server.log(), seconds=60)
         assert "panicked" not in server.log()
         proxy.fault = None
-        proxy._over.set()
         eventually("checkpoints work again", lambda: works(sprite), seconds=120, pause=1)
         assert client.get_sprite("steady").name == "steady"
     server.stop()

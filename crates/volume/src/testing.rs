@@ -319,11 +319,6 @@ impl CopyShip {
         Self { db, shipped, plan: Arc::default(), ..self.clone() }
     }
 
-    /// The same log for another place of the database.
-    pub(crate) fn at(&self, db: PathBuf) -> Self {
-        Self { db, ..self.clone() }
-    }
-
     /// The same log as one process sees it.
     pub(crate) fn process(&self, plan: Arc<Plan>) -> Self {
         Self { plan, ..self.clone() }

@@ -404,4 +404,4 @@ pub(crate) fn block_range(offset: u64, length: u64) -> Result<Range<u32>, Error>
 #[cfg(test)]
 mod edges;
 #[cfg(test)]
-mod tests;
+mod model;
