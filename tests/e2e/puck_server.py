@@ -76,6 +76,9 @@ class Server:
         """What is run. The port stays the same from start to start."""
         self.port = self.port or free_port()
         command = [str(PUCK), "dev", "--data", str(self.data), "--listen", f"127.0.0.1:{self.port}", *self.options]
+        if "--undelete" not in self.options:
+            # What a test destroys is to be gone, unless it is about having it back.
+            command += ["--undelete", "0s"]
         return command + (["--bucket", self.bucket] if self.bucket else [])
 
     def start(self) -> "Server":
