@@ -38,6 +38,7 @@ fn main() -> ExitCode {
 }
 
 fn agent() -> ExitCode {
+    keep_memory_small();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
@@ -55,6 +56,24 @@ fn agent() -> ExitCode {
             error!("{error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Tells the allocator to give large buffers back to the system when they are freed, and not to keep a heap per thread: an
+/// agent seals tens of MB in one moment and is idle in the next.
+fn keep_memory_small() {
+    const M_MMAP_THRESHOLD: i32 = -3;
+    const M_ARENA_MAX: i32 = -8;
+    const LARGE_BYTES: i32 = 256 << 10;
+    const HEAPS: i32 = 2;
+    unsafe extern "C" {
+        fn mallopt(parameter: i32, value: i32) -> i32;
+    }
+    // SAFETY: glibc documents it as safe, best called before there are other threads, and there are none.
+    let both = unsafe { mallopt(M_MMAP_THRESHOLD, LARGE_BYTES) & mallopt(M_ARENA_MAX, HEAPS) };
+    if both == 0 {
+        // Only memory is at stake.
+        tracing::debug!("the allocator keeps its own settings");
     }
 }
 
