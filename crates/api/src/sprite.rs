@@ -125,6 +125,7 @@ pub struct Sprite {
     /// Seconds without activity until the sprite sleeps (ours, beyond the original API).
     pub idle_timeout_seconds: u64,
     /// When a flush of the sprite's disk is done (ours).
+    #[serde(default)]
     pub durability: Durability,
     /// How the sprite is kept apart from its neighbours: `vm`, `vm-emulated` or `namespaces` (ours).
     pub isolation: String,

@@ -2,11 +2,13 @@
 
 use crate::{Error, command};
 use guest::cgroup::Trees;
+use rustix::thread::CapabilitySet;
 use std::{
     fs, io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
+use tracing::warn;
 
 /// Device files that machines need, and the kernel module behind each.
 const DEVICES: [(&str, &str); 2] = [("/dev/fuse", "fuse"), ("/dev/loop-control", "loop")];
@@ -49,6 +51,15 @@ pub(crate) async fn check(agent: &Path) -> Result<Trees, Error> {
     command::run("nft", &["--version"], "").await?;
     command::run("mount", &["--version"], "").await?;
     check_agent(agent)?;
+    let capabilities = rustix::thread::capabilities(None).map_err(|error| Error::Host {
+        action: "read capabilities".into(),
+        source: error.into(),
+    })?;
+    if !capabilities.effective.contains(CapabilitySet::SYS_RESOURCE) {
+        warn!(
+            "this server lacks CAP_SYS_RESOURCE, so agents cannot mark the threads of the block device, which may stall when memory is short"
+        );
+    }
     Trees::detect(Path::new(guest::cgroup::MOUNT)).map_err(|error| {
         missing(
             &error.to_string(),
