@@ -41,6 +41,9 @@ pub struct Settings {
     pub volume: VolumeId,
     /// The period of ownership under which it is opened. Segments carry it in their names.
     pub epoch: u64,
+    /// The first of the row of epochs, up to this one, in which nobody else wrote the volume. A journal of an earlier epoch is
+    /// set aside, whatever the map says.
+    pub epoch_first: u64,
     /// The local directory that holds `map.db`, `journal/` and `cache.img`.
     pub dir: PathBuf,
     /// When a flush is acknowledged at first; [`Volume::set_durability`](crate::Volume::set_durability) changes it.
@@ -75,6 +78,7 @@ impl Settings {
         Self {
             volume,
             epoch,
+            epoch_first: 0,
             dir,
             durability: Durability::Default,
             acknowledge: None,
