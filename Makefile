@@ -7,7 +7,7 @@ STATIC_TARGET := $(shell uname -m)-unknown-linux-gnu
 PUCK := target/release/puck
 AGENT := target/release/puck-guest
 
-.PHONY: all setup build image demo test unit e2e lint bench clean
+.PHONY: all setup build image demo test unit e2e soak lint bench bench-disk clean
 
 all: build
 
@@ -32,10 +32,14 @@ test: image
 
 # The parts of `make test`, for a shorter loop.
 unit: setup
-	$(CARGO) test --release --workspace
+	$(CARGO) test --release --workspace --lib --bins --tests
 
 e2e: image
 	@scripts/test.sh e2e
+
+# The long form of what crashes, fills up and goes away: about two hours. `make soak TESTS="-k postgres"` runs a part of it.
+soak: image
+	@scripts/test.sh soak $(TESTS)
 
 lint: setup
 	$(CARGO) fmt --all -- --check
@@ -43,6 +47,11 @@ lint: setup
 
 bench: image
 	.venv/bin/python bench/run.py
+
+# The disk beside native ext4 and beside JuiceFS. `make bench-disk SHORT=--short` is the quick form.
+bench-disk: image
+	scripts/setup.sh bench
+	.venv/bin/python bench/disk.py $(SHORT)
 
 clean:
 	$(CARGO) clean

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what building, testing and running Puck needs on Debian 12, by the ordinary clients. Does nothing for what is there.
+# `setup.sh bench` brings what the disk is measured with and compared to, beside that.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,6 +11,11 @@ packages+=(debian-archive-keyring e2fsprogs erofs-utils iproute2 kmod mmdebstrap
 # To test.
 packages+=(curl python3 python3-venv tmux)
 command -v npm >/dev/null || packages+=(npm)
+# To measure the disk. Of Postgres only the programs are wanted, no database of the host's.
+if [[ ${1:-} == bench ]]; then
+    packages+=(fio fuse3 postgresql-15)
+    [[ -e /etc/postgresql-common/createcluster.conf || $EUID != 0 ]] || install -D /dev/stdin /etc/postgresql-common/createcluster.conf <<<"create_main_cluster = false"
+fi
 
 missing=()
 for package in "${packages[@]}"; do
@@ -50,4 +56,10 @@ install_node() {
 }
 
 stamped .venv/.installed tests/e2e/requirements.txt install_python
+install_peers() {
+    echo "setup: pip install -r bench/requirements.txt"
+    .venv/bin/pip install --quiet --disable-pip-version-check -r bench/requirements.txt
+}
+
+[[ ${1:-} != bench ]] || stamped .venv/.installed-bench bench/requirements.txt install_peers
 stamped tests/e2e/js/node_modules/.installed tests/e2e/js/package-lock.json install_node

@@ -40,7 +40,7 @@ if [[ $what == soak ]]; then
     part "soak: suites, killed agents and servers, what is full, a bucket that is away" pytest soak tests/soak -s "${@:2}"
     (($# > 1)) || part "soak: end to end on S3" on_s3 tests/e2e
 else
-    [[ $what == e2e ]] || part "unit tests" cargo test --release --workspace
+    [[ $what == e2e ]] || part "unit tests" cargo test --release --workspace --lib --bins --tests
     part "end to end: command line, Python, durability, isolation" pytest e2e tests/e2e
     part "end to end: JavaScript" $python tests/e2e/with_server.py "$node" --test --test-reporter=spec --test-concurrency=2 "tests/e2e/js/*.test.js"
     part "end to end on S3: checkpoints, sleep" on_s3 tests/e2e/test_python_checkpoints.py tests/e2e/test_sleep.py

@@ -1,5 +1,7 @@
 //! Reading fixed little-endian fields from untrusted bytes without panicking.
 
+use crate::error::ErrorKind;
+
 /// The bytes ended early or hold a value that no writer produces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DecodeError {
@@ -12,12 +14,28 @@ pub(crate) enum DecodeError {
     /// A version that this build does not know.
     #[error("unknown version {0}")]
     Version(u32),
+    /// It is encrypted, and there is no key for it.
+    #[error("it is encrypted, and its volume's key is not here")]
+    NoKey,
+    /// It is encrypted with another key, or was changed or moved since.
+    #[error("it does not decrypt: the key is another, or it was changed or moved")]
+    WrongKey,
     /// The checksum does not match.
     #[error("checksum mismatch in {0}")]
     Checksum(&'static str),
     /// A field has a value out of its range.
     #[error("bad value of {0}")]
     Value(&'static str),
+}
+
+impl DecodeError {
+    /// What the caller can do about it.
+    pub(crate) fn kind(self) -> ErrorKind {
+        match self {
+            Self::NoKey | Self::WrongKey => ErrorKind::Invalid,
+            _ => ErrorKind::Corrupt,
+        }
+    }
 }
 
 /// Takes fields off the front of a slice.

@@ -15,6 +15,7 @@ use crate::{
     BLOCK_BYTES, Settings,
     cache::{Cache, Ticket},
     error::{Attempt as _, Error, ErrorKind},
+    keys::Keys,
     map::{Map, SegmentTable},
     segment::RUN_BLOCKS,
     sync::{lock, wait},
@@ -129,6 +130,7 @@ pub(crate) struct Fetcher {
     flights: Mutex<HashMap<RunKey, Arc<Flight>>>,
     ahead_bytes: AtomicU64,
     waits: Backoff,
+    keys: Keys,
 }
 
 impl Fetcher {
@@ -148,6 +150,7 @@ impl Fetcher {
             flights: Mutex::default(),
             ahead_bytes: AtomicU64::new(0),
             waits,
+            keys: settings.keys.clone(),
         }
     }
 
@@ -265,7 +268,7 @@ struct Get {
 impl Get {
     async fn run(self, fetcher: Arc<Fetcher>, ticket: Ticket) {
         match self.request(&fetcher).await {
-            Ok(bytes) => self.land(&fetcher.cache, ticket, &bytes),
+            Ok(bytes) => self.land(&fetcher.cache, &fetcher.keys, ticket, &bytes),
             Err(error) => {
                 if error.kind() == ErrorKind::Corrupt {
                     let key = self.table.name.key();
@@ -304,20 +307,21 @@ impl Get {
         }
     }
 
-    fn land(&self, cache: &Cache, ticket: Ticket, bytes: &Bytes) {
+    fn land(&self, cache: &Cache, keys: &Keys, ticket: Ticket, bytes: &Bytes) {
         for claim in &self.claims {
             let run = &self.table.runs[claim.key.run as usize];
             let from =
                 usize::try_from(run.offset - self.range.start).expect("a GET is at most a few MiB");
-            match run.decode(&bytes[from..from + run.stored_bytes as usize]) {
+            let stored = &bytes[from..from + run.stored_bytes as usize];
+            match run.decode((&self.table.name, claim.key.run), stored, keys) {
                 Ok(data) => {
                     fill(cache, ticket, &claim.wanted, &data);
                     claim.flight.land(Ok(Arc::new(data)));
                 }
                 Err(error) => {
                     let key = self.table.name.key();
-                    tracing::error!(%key, run = claim.key.run, %error, "a run in the bucket is damaged");
-                    let error = Error::with(ErrorKind::Corrupt, "decode a run of a segment", error);
+                    tracing::error!(%key, run = claim.key.run, %error, "a run in the bucket cannot be read");
+                    let error = Error::with(error.kind(), "decode a run of a segment", error);
                     claim.flight.land(Err(Arc::new(error)));
                 }
             }

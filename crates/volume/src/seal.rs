@@ -16,7 +16,7 @@ use crate::{
     map::{Commit, NewSegment},
     memory,
     reclaim::{RECLAIM_DELAY, Reclaim},
-    segment::{BlockEntry, Contents, SegmentName, StoredRuns, encode_head},
+    segment::{BlockEntry, Contents, Encoded, SegmentName, StoredRuns, encode},
     sync::{lock, read, write},
     tail::{Batch, Unsealed},
     volume::{Health, Shared, Ship},
@@ -226,14 +226,13 @@ pub(crate) async fn put_segment(
         let sequence = shared.segment_next.fetch_add(1, Ordering::Relaxed);
         let name =
             SegmentName { volume: shared.settings.volume, epoch: shared.settings.epoch, sequence };
-        let head = Bytes::from(encode_head(&name, contents, runs));
+        let Encoded { head, data, table } = encode(&name, contents, runs, &shared.settings.keys);
         let data_offset = u32::try_from(head.len()).expect("a batch is bounded");
-        let parts = [head, runs.data()];
+        let parts = [head, data];
         let put = || create(shared, &name, parts.clone());
         if until_done(shared, "put a segment", put).await {
             let bytes = parts.iter().map(|part| part.len() as u64).sum();
-            let runs = runs.table().to_vec();
-            return (NewSegment { name, bytes, data_offset, runs }, orphans);
+            return (NewSegment { name, bytes, data_offset, runs: table }, orphans);
         }
         orphans.push(name);
     }

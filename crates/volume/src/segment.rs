@@ -9,15 +9,25 @@
 //! data     the stored runs, one after the other
 //! ```
 //!
+//! With a key, everything behind the header is encrypted, in parts: [`encode`](self::encode) draws that.
+//!
 //! All little-endian. A run holds [`RUN_BLOCKS`] blocks; the last may hold fewer. So the block at index `i` of the block
 //! list is in run `i / RUN_BLOCKS`. The header names volume, epoch, sequence and blocks, so that a map can be rebuilt from
 //! the segments alone.
 
+mod encode;
+
+#[cfg(test)]
+pub(crate) use encode::decrypt_head;
+pub(crate) use encode::{Encoded, encode};
+
 use crate::{
     BLOCK_BYTES, VolumeId,
     decode::{DecodeError, Fields},
+    keys::{Keys, TAG_BYTES},
 };
 use bytes::Bytes;
+use encode::ENCRYPTED;
 use object_store::path::Path;
 use std::ops::Range;
 
@@ -56,6 +66,8 @@ pub(crate) struct Run {
     pub stored_bytes: u32,
     pub codec: Codec,
     pub crc: u32,
+    /// Encrypted with the key of the segment.
+    pub encrypted: bool,
 }
 
 impl Run {
@@ -63,11 +75,25 @@ impl Run {
         self.offset..self.offset + u64::from(self.stored_bytes)
     }
 
-    /// The blocks of this run from its stored bytes.
-    pub(crate) fn decode(&self, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
+    /// The blocks of this run, which has the number in its segment, from its stored bytes.
+    pub(crate) fn decode(
+        &self,
+        (name, number): (&SegmentName, u32),
+        stored: &[u8],
+        keys: &Keys,
+    ) -> Result<Vec<u8>, DecodeError> {
         if stored.len() != self.stored_bytes as usize || crc32c::crc32c(stored) != self.crc {
             return Err(DecodeError::Checksum("run"));
         }
+        if !self.encrypted {
+            return self.decompress(stored);
+        }
+        let cipher = keys.of_segment(name).ok_or(DecodeError::NoKey)?;
+        let stored = cipher.decrypt(number, &[], stored).map_err(|_wrong| DecodeError::WrongKey)?;
+        self.decompress(&stored)
+    }
+
+    fn decompress(&self, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {
         let data = match self.codec {
             Codec::Plain => stored.to_vec(),
             Codec::Zstd => {
@@ -208,11 +234,14 @@ pub(crate) fn parse_runs(table: &[u8], data_offset: u32) -> Result<Vec<Run>, Dec
     let mut offset = u64::from(data_offset);
     while !fields.is_empty() {
         let stored_bytes = fields.u32()?;
-        let codec = Codec::parse(fields.u32()?)?;
-        if stored_bytes as usize > RUN_BLOCKS as usize * BLOCK_BYTES {
+        let codec = fields.u32()?;
+        let encrypted = codec & ENCRYPTED != 0;
+        let codec = Codec::parse(codec & !ENCRYPTED)?;
+        let added = if encrypted { TAG_BYTES } else { 0 };
+        if stored_bytes as usize > RUN_BLOCKS as usize * BLOCK_BYTES + added {
             return Err(DecodeError::Value("run length"));
         }
-        runs.push(Run { offset, stored_bytes, codec, crc: fields.u32()? });
+        runs.push(Run { offset, stored_bytes, codec, crc: fields.u32()?, encrypted });
         offset += u64::from(stored_bytes);
     }
     Ok(runs)

@@ -1,6 +1,8 @@
 //! What a caller may choose about a volume. Plain data; the store and the log are arguments of `open`.
 
-use crate::{BLOCK_BYTES, VolumeId, failpoint::Failpoints, journal::RECORD_DATA_BYTES_MAX};
+use crate::{
+    BLOCK_BYTES, VolumeId, failpoint::Failpoints, journal::RECORD_DATA_BYTES_MAX, keys::Keys,
+};
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 /// When a flush is acknowledged.
@@ -41,6 +43,9 @@ pub struct Settings {
     pub volume: VolumeId,
     /// The period of ownership under which it is opened. Segments carry it in their names.
     pub epoch: u64,
+    /// The first of the row of epochs, up to this one, in which nobody else wrote the volume. A journal of an earlier epoch is
+    /// set aside, whatever the map says.
+    pub epoch_first: u64,
     /// The local directory that holds `map.db`, `journal/` and `cache.img`.
     pub dir: PathBuf,
     /// When a flush is acknowledged at first; [`Volume::set_durability`](crate::Volume::set_durability) changes it.
@@ -48,6 +53,9 @@ pub struct Settings {
     /// Whether the volume is still surely this process's: a flush in default mode waits until the answer is yes. A worker
     /// among others answers by the lease of its log; without an answer it is always yes.
     pub acknowledge: Option<Acknowledge>,
+    /// The volume's key, with which its segments are encrypted, and those of its fork ancestors. Without a key of its own,
+    /// the volume writes plain segments.
+    pub keys: Keys,
     /// The most bytes of sealed blocks that `cache.img` holds.
     pub cache_bytes_max: u64,
     /// A write becomes part of a segment at most this long after it was made.
@@ -75,9 +83,11 @@ impl Settings {
         Self {
             volume,
             epoch,
+            epoch_first: 0,
             dir,
             durability: Durability::Default,
             acknowledge: None,
+            keys: Keys::none(),
             cache_bytes_max: 10 << 30,
             seal_interval: Duration::from_secs(1),
             seal_bytes: 8 << 20,

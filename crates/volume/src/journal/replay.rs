@@ -54,7 +54,11 @@ pub(crate) fn open(settings: &Settings, map: Position, flush: Arc<Flush>) -> Res
     fs::create_dir_all(&path).attempt("create the journal directory")?;
     let mut files = scan(&path).attempt("read the journal")?;
     let mut set_aside = None;
-    if !continues(&mut files, volume, map) {
+    let overtaken = files.iter().any(|file| {
+        let written = file.header.identity.epoch < settings.epoch_first;
+        written && !file.records.is_empty()
+    });
+    if overtaken || !continues(&mut files, volume, map) {
         let aside = aside_path(dir);
         fs::rename(&path, &aside).attempt("set a journal aside")?;
         fs::create_dir_all(&path).attempt("create the journal directory")?;

@@ -1,10 +1,11 @@
 //! A whole segment is parsed back from its own bytes, and every damaged one is refused.
 
 use super::{BlockEntry, Contents, HEADER_BYTES, MAGIC, Run, SegmentName, StoredRuns, VERSION};
-use super::{encode_head, head_crc, parse_runs};
+use super::{decrypt_head, encode, encode_head, head_crc, parse_runs};
 use crate::{
     BLOCK_BYTES, VolumeId,
     decode::{DecodeError, Fields},
+    keys::{Keys, VolumeKey},
 };
 
 /// More blocks than any segment has.
@@ -32,8 +33,9 @@ fn parse(bytes: &[u8]) -> Result<Parsed, DecodeError> {
     if blocks > BLOCKS_MAX || zeros > 1 << 20 || runs > blocks {
         return Err(DecodeError::Value("count"));
     }
-    let _volume: [u8; 16] = fields.array()?;
+    let volume = VolumeId(base::__uuid::Uuid::from_bytes(fields.array()?));
     let (epoch, sequence, crc) = (fields.u64()?, fields.u64()?, fields.u32()?);
+    let name = SegmentName { volume, epoch, sequence };
     let tables = blocks as usize * 8 + zeros as usize * 8 + runs as usize * 12;
     let head = bytes.get(..HEADER_BYTES + tables).ok_or(DecodeError::Truncated)?;
     if head_crc(head) != crc {
@@ -50,7 +52,7 @@ fn parse(bytes: &[u8]) -> Result<Parsed, DecodeError> {
         let range = run.range();
         let stored =
             bytes.get(range.start as usize..range.end as usize).ok_or(DecodeError::Truncated)?;
-        run.decode(stored)?;
+        run.decode((&name, 0), stored, &Keys::none())?;
     }
     Ok(Parsed { epoch, sequence, blocks, zeros, runs })
 }
@@ -89,7 +91,8 @@ fn round_trips() {
         .runs
         .iter()
         .flat_map(|run| {
-            run.decode(&bytes[run.range().start as usize..run.range().end as usize]).unwrap()
+            let stored = &bytes[run.range().start as usize..run.range().end as usize];
+            run.decode((&name, 0), stored, &Keys::none()).unwrap()
         })
         .collect();
     assert!(data == contents.data);
@@ -122,4 +125,66 @@ fn keys_carry_epoch_and_sequence() {
     let rest = key.strip_prefix(&prefix).unwrap();
     assert_eq!(rest.len(), 2 + 1 + 16 + 1 + 16);
     assert!(rest.ends_with("/0000000000000003-0000000100000001"), "{rest}");
+}
+
+fn encrypted() -> (SegmentName, Contents, Keys, super::Encoded) {
+    let (name, contents, _) = sample();
+    let keys = Keys::none().with(name.volume, VolumeKey::derive(&[3; 32], name.volume));
+    let runs = StoredRuns::new(&contents.data).unwrap();
+    let encoded = encode(&name, &contents, &runs, &keys);
+    (name, contents, keys, encoded)
+}
+
+fn decode(
+    name: &SegmentName,
+    keys: &Keys,
+    encoded: &super::Encoded,
+) -> Result<Vec<u8>, DecodeError> {
+    let mut data = Vec::new();
+    for (number, run) in (0..).zip(parse_runs(&encoded.table, 0)?) {
+        let range = run.range();
+        let stored = encoded
+            .data
+            .get(range.start as usize..range.end as usize)
+            .ok_or(DecodeError::Truncated)?;
+        data.extend(run.decode((name, number), stored, keys)?);
+    }
+    Ok(data)
+}
+
+#[test]
+fn an_encrypted_segment_round_trips_and_shows_nothing() {
+    let (name, contents, keys, encoded) = encrypted();
+    assert!(decode(&name, &keys, &encoded).unwrap() == contents.data);
+    let head = decrypt_head(&name, &encoded.head, &keys).unwrap();
+    let first = &head[HEADER_BYTES..HEADER_BYTES + 8];
+    assert_eq!(first[..4], contents.blocks[0].block.to_le_bytes());
+    assert!(!encoded.head.windows(8).any(|window| window == first), "no block list in clear");
+    let noise = &contents.data[30 * BLOCK_BYTES..30 * BLOCK_BYTES + 32];
+    assert!(!encoded.data.windows(32).any(|window| window == noise), "no block in clear");
+    let again = encode(&name, &contents, &StoredRuns::new(&contents.data).unwrap(), &keys);
+    assert!(again.data == encoded.data && again.head == encoded.head, "our own is recognised");
+}
+
+#[test]
+fn another_key_another_name_and_another_place_are_refused() {
+    let (name, _, keys, encoded) = encrypted();
+    assert_eq!(decode(&name, &Keys::none(), &encoded).unwrap_err(), DecodeError::NoKey);
+    let wrong = Keys::none().with(name.volume, VolumeKey::derive(&[4; 32], name.volume));
+    assert_eq!(decode(&name, &wrong, &encoded).unwrap_err(), DecodeError::WrongKey);
+    assert_eq!(decrypt_head(&name, &encoded.head, &wrong).unwrap_err(), DecodeError::WrongKey);
+    let moved = SegmentName { sequence: name.sequence + 1, ..name };
+    assert_eq!(decode(&moved, &keys, &encoded).unwrap_err(), DecodeError::WrongKey);
+    let runs = parse_runs(&encoded.table, 0).unwrap();
+    let range = runs[1].range();
+    let stored = &encoded.data[range.start as usize..range.end as usize];
+    let swapped = runs[1].decode((&name, 0), stored, &keys);
+    assert_eq!(swapped.unwrap_err(), DecodeError::WrongKey);
+    for at in (0..encoded.head.len()).step_by(7) {
+        let mut damaged = encoded.head.to_vec();
+        damaged[at] ^= 1;
+        let read = decrypt_head(&name, &damaged, &keys);
+        let plain = at < 12 && read.is_ok();
+        assert!(plain || read.is_err(), "byte {at}");
+    }
 }

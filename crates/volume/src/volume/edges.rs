@@ -1,8 +1,8 @@
 //! The edges of a volume, one by one: a bucket that is away, damage, a full disk, garbage, forks, epochs.
 
 use crate::{
-    Acknowledge, BLOCK_BYTES, Durability, Error, ErrorKind, NewCheckpoint, Settings, State, Volume,
-    VolumeId, fork,
+    Acknowledge, BLOCK_BYTES, Durability, Error, ErrorKind, Keys, NewCheckpoint, Settings, State,
+    Volume, VolumeId, VolumeKey, fork,
     testing::{CopyShip, FaultyStore},
 };
 use object_store::{ObjectStore, ObjectStoreExt as _, path::Path};
@@ -562,4 +562,36 @@ fn unaligned_and_outside_ranges_are_invalid() {
             "discard {offset} {length}"
         );
     }
+}
+
+#[test]
+fn a_wrong_key_and_a_missing_one_are_errors_that_say_so() {
+    let world = World::new();
+    let mut place = world.place("volume");
+    let id = place.settings.volume;
+    let keys = |byte| Keys::none().with(id, VolumeKey::derive(&[byte; 32], id));
+    place.settings.keys = keys(1);
+    place.settings.cache_bytes_max = 0;
+    let volume = world.open(&place);
+    volume.write(0, &noise(1, 20)).unwrap();
+    world.seal(&volume);
+    assert!(read(&volume, 0, 20).unwrap() == noise(1, 20));
+    world.runtime.block_on(volume.close()).unwrap();
+    for (keys, said) in [(Keys::none(), "key is not here"), (keys(2), "does not decrypt")] {
+        place.settings.keys = keys;
+        let volume = world.open(&place);
+        let error = read(&volume, 0, 20).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        let mut causes = Vec::new();
+        let mut cause: Option<&dyn std::error::Error> = Some(&error);
+        while let Some(error) = cause {
+            causes.push(error.to_string());
+            cause = error.source();
+        }
+        assert!(causes.join(": ").contains(said), "{causes:?}");
+        world.runtime.block_on(volume.close()).unwrap();
+    }
+    place.settings.keys = keys(1);
+    let volume = world.open(&place);
+    assert!(read(&volume, 0, 20).unwrap() == noise(1, 20));
 }

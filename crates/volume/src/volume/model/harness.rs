@@ -5,8 +5,8 @@
 
 use super::history::{Next, Step};
 use crate::{
-    BLOCK_BYTES, Checkpoint, Durability, Error, ErrorKind, NewCheckpoint, Settings, Volume,
-    VolumeId, byte_offset,
+    BLOCK_BYTES, Checkpoint, Durability, Error, ErrorKind, Keys, NewCheckpoint, Settings, Volume,
+    VolumeId, VolumeKey, byte_offset,
     failpoint::{Failpoints, Plan, Point},
     fork,
     testing::{CopyShip, FaultyStore, ProcessStore},
@@ -54,6 +54,8 @@ pub(super) struct Harness {
     bucket: Arc<FaultyStore>,
     log: CopyShip,
     id: VolumeId,
+    /// Of every second seed, the bucket is encrypted.
+    keys: Keys,
     epoch: u64,
     process: Option<Process>,
     died_at: BTreeSet<Point>,
@@ -77,12 +79,16 @@ impl Harness {
         let faults = if seed.is_multiple_of(3) { 0 } else { 120 };
         let bucket = FaultyStore::new(seed, faults);
         bucket.lies.store(lies, Ordering::SeqCst);
+        let id = VolumeId::now();
+        let keys =
+            if seed.is_multiple_of(2) { Keys::none() } else { Keys::none().with(id, key(id)) };
         let mut harness = Self {
             rng: SmallRng::seed_from_u64(seed ^ 0x5eed),
             log: CopyShip::new(dir.path().join("local/map.db"), seed, faults),
             dir,
             bucket,
-            id: VolumeId::now(),
+            id,
+            keys,
             epoch: 1,
             process: None,
             died_at: BTreeSet::new(),
@@ -193,6 +199,7 @@ impl Harness {
         settings.garbage_delay = Duration::ZERO;
         settings.retry_wait = Duration::from_micros(100);
         settings.cache_bytes_max = next.cache_bytes_max;
+        settings.keys = self.keys.clone();
         settings.failpoints = Failpoints { plan: Some(plan.clone()) };
         settings
     }
@@ -492,6 +499,7 @@ impl Harness {
         let log = self.log.branch(dir.join("map.db"));
         log.restore();
         let id = VolumeId::now();
+        self.keys = std::mem::take(&mut self.keys).with(id, key(id));
         fork(&dir.join("map.db"), id).unwrap();
         let source = std::mem::replace(&mut self.id, id);
         let next = Next { dies: None, ..Next::first(self.tag) };
@@ -583,6 +591,10 @@ fn end(process: Process) {
     plan.die();
     drop(volume);
     runtime.shutdown_timeout(END_MAX);
+}
+
+fn key(volume: VolumeId) -> VolumeKey {
+    VolumeKey::derive(b"the key of an account, 32 bytes.", volume)
 }
 
 /// An error with everything that caused it.
