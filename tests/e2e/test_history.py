@@ -105,11 +105,11 @@ def test_a_disk_goes_back_to_any_second(server, client, name):
 
     oldest = volume(server, name)["oldest_rewind"]
     assert oldest <= instants[0]
-    for impossible in ("2020-01-01T00:00:00Z", "2099-01-01T00:00:00Z"):
-        told = lines(call(server, "POST", f"/v1/sprites/{name}/rewind", json={"at": impossible}))
-        assert told[-1]["type"] == "error", told
+    told = lines(call(server, "POST", f"/v1/sprites/{name}/rewind", json={"at": "2020-01-01T00:00:00Z"}))
+    assert told[-1]["type"] == "error" and "history" in told[-1]["error"], told
     assert shell(sprite, "echo unharmed") == "unharmed"
     assert call(server, "POST", f"/v1/sprites/{name}/rewind", json={"at": "noon"}).status_code == 400
+    assert call(server, "POST", f"/v1/sprites/{name}/rewind", json={"at": "2099-01-01T00:00:00Z"}).status_code == 400
     client.delete_sprite(name)
 
 

@@ -146,8 +146,8 @@ fn failed(error: MachineError) -> CheckpointError {
 fn disk_failed(error: DiskError) -> CheckpointError {
     match error {
         DiskError::Volume { source, .. } => volume_failed(source),
-        DiskError::Log(error @ replica::Error::OutOfReach { .. }) => {
-            CheckpointError::Conflict(error.to_string())
+        DiskError::Log(replica::Error::Unreachable { .. }) => {
+            CheckpointError::Conflict("the disk's history does not reach that far back".to_owned())
         }
         error => CheckpointError::Failed(error.into()),
     }

@@ -248,19 +248,29 @@ impl Disk {
 
     /// Writes this volume's map as it was at an instant into a file, which [`Self::rewind`] takes.
     pub(crate) async fn map_at(&self, at: Timestamp) -> Result<PathBuf, DiskError> {
+        // The log must reach as far as the instant, which may be a moment ago.
+        tokio::task::block_in_place(|| self.sync())?;
+        self.volume
+            .seal()
+            .await
+            .map_err(|source| DiskError::Volume { action: "seal", source })?;
         let path = Path::new(DATA).join(OLD_MAP);
-        self.log.restore_at(&path, At::Time(at)).await.map_err(DiskError::Log)?;
+        let time = At::Time(u64::try_from(at.as_millisecond()).unwrap_or(0));
+        self.log.restore_at(&path, time).await.map_err(DiskError::Log)?;
         Ok(path)
     }
 
     /// The oldest instant that the disk can go back to.
     pub(crate) async fn oldest(&self) -> Result<Option<Timestamp>, DiskError> {
         let reach = self.log.reach().await.map_err(DiskError::Log)?;
+        let reached = reach.and_then(|reach| {
+            Timestamp::from_millisecond(i64::try_from(reach.oldest_ms).ok()?).ok()
+        });
         let whole = self
             .volume
             .whole_since()
             .map_err(|source| DiskError::Volume { action: "look at", source })?;
-        Ok(reach.map(|reach| whole.map_or(reach.oldest, |whole| whole.max(reach.oldest))))
+        Ok(reached.map(|reached| whole.map_or(reached, |whole| whole.max(reached))))
     }
 
     /// Puts what the disk was at an instant on the stack. What it replaces stays as an automatic checkpoint.

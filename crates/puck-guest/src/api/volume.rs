@@ -18,6 +18,7 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
+use jiff::Timestamp;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -38,6 +39,9 @@ async fn status(State(agent): State<Arc<Agent>>) -> Result<Json<VolumeStatus>, R
 
 async fn rewind(State(agent): State<Arc<Agent>>, body: Bytes) -> Result<Response, Refusal> {
     let Rewind { at } = serde_json::from_slice(&body).map_err(|error| Refusal::invalid(&error))?;
+    if at > Timestamp::now() {
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, format!("{at} has not come yet")));
+    }
     let (lines, response) = ndjson();
     tokio::spawn(async move {
         let _hold = agent.activity.hold("rewind");
