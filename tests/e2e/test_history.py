@@ -2,11 +2,13 @@
 
 import datetime
 import json
+import subprocess
 import time
 
 import pytest
 import sprites
 
+from puck_server import PUCK
 from wire import call
 
 
@@ -190,3 +192,34 @@ def test_automatic_checkpoints_before_sleep(servers, eventually):
         assert list(sprite.restore_checkpoint(before[0]))[-1].type == "complete"
         assert shell(sprite, "cat file") == "one"
         assert [one.id for one in sprite.list_checkpoints() if one.id != "Current"] == []
+
+
+def test_fsck_finds_what_is_missing_or_damaged(servers, eventually):
+    server = servers(options=["--idle-timeout", "1s"]).start()
+    bucket = server.data / "bucket"
+
+    def fsck(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([str(PUCK), "fsck", str(bucket), *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+    with sprites.SpritesClient(server.token, base_url=server.url) as client:
+        sprite = client.create_sprite("checked")
+        shell(sprite, "head -c 3M /dev/urandom > data; sync -f data")
+        list(sprite.create_checkpoint())
+        # Also while it is in use.
+        told = fsck("checked")
+        assert told.returncode == 0 and "checked: whole" in told.stdout, told
+        eventually("asleep", lambda: client.get_sprite("checked").status == "cold")
+    server.stop()
+    assert fsck().returncode == 0
+    assert "no sprite is named" in fsck("nobody").stderr
+    segments = [path for path in bucket.glob("volumes/*/segments/*/*") if path.stat().st_size > 2**20]
+    whole = segments[0].read_bytes()
+    segments[0].chmod(0o600)
+    segments[0].write_bytes(whole[:-1000] + bytes(1000))
+    told = fsck("checked")
+    assert told.returncode == 1 and "checked: DAMAGED" in told.stdout and segments[0].name in told.stdout, told
+    segments[0].unlink()
+    told = fsck("checked", "--quick")
+    assert told.returncode == 1 and "is not in the bucket" in told.stdout, told
+    segments[0].write_bytes(whole)
+    assert fsck().returncode == 0

@@ -250,10 +250,7 @@ impl Disk {
     pub(crate) async fn map_at(&self, at: Timestamp) -> Result<PathBuf, DiskError> {
         // The log must reach as far as the instant, which may be a moment ago.
         tokio::task::block_in_place(|| self.sync())?;
-        self.volume
-            .seal()
-            .await
-            .map_err(|source| DiskError::Volume { action: "seal", source })?;
+        self.volume.seal().await.map_err(|source| DiskError::Volume { action: "seal", source })?;
         let path = Path::new(DATA).join(OLD_MAP);
         let time = At::Time(u64::try_from(at.as_millisecond()).unwrap_or(0));
         self.log.restore_at(&path, time).await.map_err(DiskError::Log)?;

@@ -122,7 +122,7 @@ pub(crate) enum AccountError {
     /// The log did not take the change, or could not be read.
     #[error("{action} the account's log")]
     Log {
-        /// `open` or `ship`.
+        /// `open`, `read` or `ship`.
         action: &'static str,
         /// Why.
         #[source]
@@ -154,7 +154,7 @@ impl Account {
         let local = |error| AccountError::Local(Arc::new(error));
         crate::data::create_private(directory).map_err(local)?;
         let path = directory.join("account.db");
-        let log = Log::new(store, Key::from(format!("accounts/{org}/log")));
+        let log = Log::new(store, log_prefix(&org));
         let (shipper, opened) = log
             .open(&path, epoch)
             .await
@@ -274,6 +274,28 @@ impl Account {
         self.changes.send(Change { op, reply }).await.map_err(|_| AccountError::Closed)?;
         answer.await.map_err(|_| AccountError::Closed)?
     }
+}
+
+/// What the log in the bucket says that an account holds, destroyed sprites too, without becoming its owner. Leaves a copy of
+/// the database in the directory.
+pub(crate) async fn read(
+    store: &Arc<dyn ObjectStore>,
+    org: &OrgName,
+    directory: &Path,
+) -> Result<Vec<SpriteRecord>, AccountError> {
+    let path = directory.join("account.db");
+    let log = Log::new(store.clone(), log_prefix(org));
+    let failed = |error| AccountError::Log { action: "read", source: Arc::new(error) };
+    if log.restore(&path).await.map_err(failed)?.is_none() {
+        return Ok(Vec::new());
+    }
+    let mut db = open_database(&path)?;
+    tables::prepare(&mut db, org)?;
+    tables::sprites(&db)
+}
+
+fn log_prefix(org: &OrgName) -> Key {
+    Key::from(format!("accounts/{org}/log"))
 }
 
 fn open_database(path: &Path) -> Result<Connection, AccountError> {

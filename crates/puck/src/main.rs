@@ -1,11 +1,12 @@
 //! `puck`: the server and the command line client in one program.
 //!
-//! Parses the arguments and hands over: `dev` to [`dev`], `image` to [`image`], everything else to the client.
+//! Parses the arguments and hands over: `dev` to [`dev`], `fsck` to [`fsck`], `image` to [`image`], everything else to the client.
 
 mod account;
 mod bucket;
 mod data;
 mod dev;
+mod fsck;
 mod gateway;
 mod image;
 mod orchestrator;
@@ -44,6 +45,7 @@ enum Command {
         #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = LOG_DEFAULT)]
         log: String,
     },
+    Fsck(fsck::FsckArgs),
     /// Work with the base image
     Image {
         #[command(subcommand)]
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         Command::Dev { args, log } => {
             log_to_stderr(&log).and_then(|()| block_on(dev::run(args.settings()?)))
         }
+        Command::Fsck(args) => log_to_stderr("warn").and_then(|()| block_on(check(args))),
         Command::Image { command: ImageCommand::Build(args) } => {
             log_to_stderr(LOG_DEFAULT).and_then(|()| block_on(build_image(args)))
         }
@@ -86,6 +89,12 @@ async fn build_image(args: image::BuildArgs) -> anyhow::Result<()> {
     let store = url.as_ref().map(bucket::connect).transpose()?;
     let digest = image::run(&args, store.as_deref()).await?;
     println!("{digest}");
+    Ok(())
+}
+
+async fn check(args: fsck::FsckArgs) -> anyhow::Result<()> {
+    let is_well = fsck::run(&args).await?;
+    anyhow::ensure!(is_well, "the bucket is damaged");
     Ok(())
 }
 
