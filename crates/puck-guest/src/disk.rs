@@ -138,9 +138,11 @@ impl Disk {
         {
             fork(&store, source, id, &db).await?;
         }
-        let (shipper, opened) = log.open(&db, boot.epoch).await.map_err(DiskError::Log)?;
-        info!(volume = %id, epoch = boot.epoch, ?opened, "log is open");
-        let mut settings = Settings::new(id, boot.epoch, DATA.into());
+        let (shipper, opened) = log.open(&db).await.map_err(DiskError::Log)?;
+        let epoch = shipper.epoch();
+        info!(volume = %id, epoch, server_epoch = boot.epoch, ?opened, "log is open");
+        let mut settings = Settings::new(id, epoch, DATA.into());
+        settings.epoch_first = shipper.epoch_first();
         settings.cache_bytes_max = boot.cache_bytes_max;
         let volume = Volume::open(settings, store, Box::new(LogShip(shipper)))
             .await

@@ -148,7 +148,6 @@ impl Account {
         org: OrgName,
         directory: &Path,
         token: &Path,
-        epoch: u64,
         fenced: CancellationToken,
     ) -> Result<(Self, Token), AccountError> {
         let local = |error| AccountError::Local(Arc::new(error));
@@ -156,7 +155,7 @@ impl Account {
         let path = directory.join("account.db");
         let log = Log::new(store, log_prefix(&org));
         let (shipper, opened) = log
-            .open(&path, epoch)
+            .open(&path)
             .await
             .map_err(|error| AccountError::Log { action: "open", source: Arc::new(error) })?;
         let mut db = open_database(&path)?;

@@ -104,12 +104,12 @@ impl Server {
         let image = image::ensure(&**store, &image_settings, &images, &progress);
         let Some(image) = unless(&self.stop, image).await else { return Ok(()) };
         let (image, _) = image.context("get a base image")?;
-        let blank = worker::blank_volume(store, epoch, &self.data.volumes()).await?;
+        let blank = worker::blank_volume(store, &self.data.volumes()).await?;
         let org = self.settings.org.clone();
         let directory = self.data.account(org.as_str());
         let fenced = self.fenced.clone();
         let (account, token) =
-            Account::open(store.clone(), org, &directory, &self.data.token(), epoch, fenced)
+            Account::open(store.clone(), org, &directory, &self.data.token(), fenced)
                 .await
                 .context("open the account")?;
         let settings = WorkerSettings {

@@ -1,6 +1,6 @@
 //! What can fail in the log, by the action that was attempted.
 
-use crate::ltx::FormatError;
+use crate::{At, ltx::FormatError};
 use object_store::path::Path as Key;
 use std::{io, path::PathBuf};
 
@@ -61,6 +61,12 @@ pub enum Error {
         /// The first that is missing.
         txid: u64,
     },
+    /// The owner of the log goes on writing, so the log was not taken from it.
+    #[error("the owner has written transaction {txid} meanwhile")]
+    Held {
+        /// What it wrote.
+        txid: u64,
+    },
     /// A local file could not be read or written.
     #[error("{action} {path}")]
     Local {
@@ -77,6 +83,12 @@ pub enum Error {
     Misplaced {
         /// Which.
         key: Key,
+    },
+    /// The log does not reach that state of the database, or not any more.
+    #[error("the log does not reach {at:?}")]
+    Unreachable {
+        /// Which was asked for.
+        at: At,
     },
     /// The local database is not one that can be shipped.
     #[error("ship {path}: {reason}")]

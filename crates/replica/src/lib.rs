@@ -7,8 +7,11 @@
 //! of Litestream 0.5, so that the stock `litestream restore` rebuilds the database from the bucket alone.
 //!
 //! ```text
-//! Log::new --open--> (Shipper, New | Continued | Restored) --ship--> Position --ship--> ...
+//! Log::new --open = claim--> (Shipper, New | Continued | Restored) --ship--> Position --ship--> ...
 //! ```
+//!
+//! Opening takes the log over, with a file that changes nothing and carries the next epoch; `ownership` is the protocol,
+//! [`docs/design/log.md`](../../../docs/design/log.md) the reasons.
 //!
 //! Every file states the *digest* of the whole database after it (see [`digest`]). It makes the log and a local database
 //! comparable without any local record: `open` walks the states that database file and WAL hold, and where it meets the
@@ -24,6 +27,7 @@
 //! The database file is kept open for as long as a [`Shipper`] lives, since closing any descriptor of it would drop the
 //! locks that SQLite holds in this process.
 
+mod clock;
 mod digest;
 mod error;
 mod layout;
@@ -31,16 +35,25 @@ mod local;
 mod log;
 mod ltx;
 mod note;
+mod ownership;
 mod plan;
 mod restore;
 mod retention;
+mod rewind;
+mod settings;
 mod shipper;
 mod source;
 mod store;
+mod upkeep;
+mod verify;
 mod wal;
+mod writer;
 
 pub use error::Error;
 pub use layout::Layout;
 pub use log::{Log, Opened, Position};
 pub use ltx::FormatError;
-pub use shipper::Shipper;
+pub use rewind::{At, Reach, Restored};
+pub use settings::Settings;
+pub use shipper::{Lease, Shipper};
+pub use verify::{Problem, Report};

@@ -67,7 +67,8 @@ pub(crate) fn set_aside(db: &Path) -> Result<Option<PathBuf>, Error> {
     Ok(Some(stale))
 }
 
-fn sync_directory(db: &Path) -> io::Result<()> {
+/// Makes renames beside the database durable.
+pub(crate) fn sync_directory(db: &Path) -> io::Result<()> {
     let parent =
         db.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent)?.sync_all()

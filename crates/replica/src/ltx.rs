@@ -15,14 +15,20 @@
 //! The checksum is CRC-64/GO-ISO with the highest bit set, over everything before it but with the pages uncompressed.
 //!
 //! LTX has fields for checksums of the database, but Litestream refuses to restore a log that uses them. What this crate
-//! states stands in the 20 bytes at 80 that the format reserves: `"PK"`, a version byte, flags (1: this file's node took
-//! the database over from another), the digest u64 and the nonce u64 of the writer. Files of others have zeros there.
+//! states stands in the 20 bytes at 80 that the format reserves: `"PK"`, a version byte, flags (1: this file is its writer's
+//! claim), the digest u64 and the nonce u64 of the writer, whose epoch is the node. Files of others have zeros there.
 
 use crate::digest::{CHECKSUM_FLAG, CRC64, lock_page};
 use crc::Table;
 
 /// Bytes of a header.
 pub(crate) const HEADER_BYTES: usize = 100;
+
+/// The digest in a file whose writer did not know it. No digest is zero.
+pub(crate) const DIGEST_UNKNOWN: u64 = 0;
+
+/// Bytes of a file without pages.
+pub(crate) const EMPTY_FILE_BYTES: u64 = 131;
 
 /// No page takes less.
 pub(crate) const PAGE_FRAME_BYTES_MIN: usize = 10;
@@ -81,8 +87,8 @@ pub(crate) struct Ours {
     pub(crate) digest: u64,
     /// A random number of the shipper that wrote it.
     pub(crate) nonce: u64,
-    /// This is the first file of its node after one of another node. It holds the number that the superseded owner tries
-    /// next, so it must never be deleted.
+    /// This is a claim: the first file of its writer. It holds the number that the superseded owner tries next, so it must
+    /// never be deleted.
     pub(crate) takeover: bool,
 }
 

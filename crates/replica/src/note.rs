@@ -15,9 +15,11 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Remembers the position. Not synchronized to the disk, as it means nothing after a loss of power. When it cannot be
 /// written, an older one stays, which decides nothing.
-pub(crate) fn write(db: &Path, position: Position) {
+/// While a claim is on its way there are two: the log may turn out to end before it or with it.
+pub(crate) fn write(db: &Path, positions: &[Position]) {
     let new = sidecar(db, "-position.new");
-    let written = text(position).and_then(|text| {
+    let text: io::Result<String> = positions.iter().map(|position| line(*position)).collect();
+    let written = text.and_then(|text| {
         fs::write(&new, text)?;
         fs::rename(new, sidecar(db, SUFFIX))
     });
@@ -34,7 +36,10 @@ pub(crate) fn remove(db: &Path) -> io::Result<()> {
 /// Whether the database was at this position, under this boot.
 pub(crate) fn names(db: &Path, position: Position) -> io::Result<bool> {
     match fs::read_to_string(sidecar(db, SUFFIX)) {
-        Ok(note) => Ok(note == text(position)?),
+        Ok(note) => {
+            let line = line(position)?;
+            Ok(note.split_inclusive('\n').any(|noted| noted == line))
+        }
         Err(error)
             if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) =>
         {
@@ -44,7 +49,7 @@ pub(crate) fn names(db: &Path, position: Position) -> io::Result<bool> {
     }
 }
 
-fn text(position: Position) -> io::Result<String> {
+fn line(position: Position) -> io::Result<String> {
     let boot = fs::read_to_string(BOOT_ID)?;
     Ok(format!("{:016x} {:016x} {}\n", position.txid, position.checksum, boot.trim_end()))
 }

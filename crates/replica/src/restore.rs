@@ -6,8 +6,8 @@ use crate::{
     error::{Error, local},
     layout::Name,
     local::{self, sidecar},
-    ltx::{Decoder, FormatError, Header, PAGE_FRAME_BYTES_MIN},
-    note,
+    ltx::{DIGEST_UNKNOWN, Decoder, FormatError, Header, Ours, PAGE_FRAME_BYTES_MIN},
+    ownership::{Entry, Writer},
     store::Store,
 };
 use futures::TryStreamExt;
@@ -19,7 +19,7 @@ use std::{
 };
 
 /// Files that are read from the bucket at once.
-const READS_AT_ONCE: usize = 8;
+pub(crate) const READS_AT_ONCE: usize = 16;
 
 /// The file name suffix of a database that is being rebuilt.
 const RESTORING: &str = ".restoring";
@@ -102,7 +102,7 @@ impl Target {
         }
         let checksum = decoder.finish().map_err(format)?;
         let position = Position { txid: header.max, checksum };
-        if header.ours.is_some_and(|ours| ours.digest != digest.value()) {
+        if !states(&header, &digest) {
             return Err(Error::Digest { txid: header.max });
         }
         self.state = Some((Head { position, header }, digest));
@@ -124,8 +124,27 @@ impl Target {
         let state = self.state.expect("a chain has at least one file");
         self.file.sync_all().map_err(local("synchronize", &self.path))?;
         local::replace(db, &self.path)?;
-        note::write(db, state.0.position);
         Ok(state)
+    }
+}
+
+/// Whether what a file says of the database agrees with this.
+pub(crate) fn states(header: &Header, digest: &Digest) -> bool {
+    let stated = header.ours.map_or(DIGEST_UNKNOWN, |Ours { digest, .. }| digest);
+    [DIGEST_UNKNOWN, digest.value()].contains(&stated)
+}
+
+impl Head {
+    /// Who wrote it.
+    pub(crate) fn writer(&self) -> Writer {
+        let nonce = self.header.ours.map_or(0, |ours| ours.nonce);
+        Writer { epoch: self.header.node, nonce }
+    }
+
+    /// What it is to the protocol.
+    pub(crate) fn entry(&self) -> Entry {
+        let Position { txid, checksum } = self.position;
+        Entry { txid, writer: self.writer(), checksum }
     }
 }
 

@@ -1,51 +1,115 @@
-//! Deleting what no reader needs: files that a snapshot covers, once they are old.
+//! Deleting what no reader needs: a policy over what lists have found, and the deletions.
 //!
-//! A file that says that its node took the database over is kept for ever. It has exactly the number that the superseded
-//! owner would create next; were it gone, that owner could go on and believe that it still owns the database.
+//! Within the rewind window every file of level 0 stays, so that each instant at which something was shipped can be restored.
+//! Behind it goes what comes before the newest snapshot that is older than the window. Files of level 1 are only a short cut
+//! past level 0, and go once level 3 covers them. When level 0 grows larger than it may, its oldest files go early where
+//! a higher level covers them; then only the ends of those can be restored.
+//!
+//! A claim is kept for ever. It has exactly the number that the superseded owner would create next; were it gone, that owner
+//! could go on and believe that it still owns the database.
 
 use crate::{
     error::Error,
     layout::{LEVEL_SNAPSHOTS, LEVEL_TRANSACTIONS, Name},
-    ltx::{HEADER_BYTES, Header},
+    ltx::{EMPTY_FILE_BYTES, HEADER_BYTES, Header},
+    settings::Settings,
+    source::MERGED_LEVELS,
     store::{Found, Store},
 };
 use futures::{TryStreamExt, stream};
 use std::time::Duration;
 
-/// How long files stay after they could be deleted, for restores that are under way and for going back in time.
-const GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long files stay for restores that are under way.
+const GRACE: Duration = Duration::from_secs(60 * 60);
 
 /// Files that are deleted in one go; the rest waits for the next.
-const DELETES_MAX: usize = 2000;
+const DELETES_MAX: usize = 10_000;
 
 /// Requests at once.
 const REQUESTS_AT_ONCE: usize = 16;
 
-/// Deletes the old files before `snapshot`, the last transaction in the newest snapshot.
-pub(crate) async fn delete_old(store: &Store, snapshot: u64, now_ms: u64) -> Result<(), Error> {
-    let old = |found: &Found| {
-        let age_ms = i128::from(now_ms) - i128::from(found.modified_ms);
-        found.name.max < snapshot && age_ms > GRACE.as_millis().cast_signed()
-    };
-    let transactions = store.list(LEVEL_TRANSACTIONS, None).await?;
-    let snapshots = store.list(LEVEL_SNAPSHOTS, None).await?;
-    // The newest first, so that takeovers, which stay for ever, never fill up what one go looks at.
-    let names = transactions
-        .into_iter()
-        .rev()
-        .chain(snapshots)
-        .filter(old)
-        .map(|found| found.name)
-        .take(DELETES_MAX);
-    stream::iter(names.map(Ok))
-        .try_for_each_concurrent(REQUESTS_AT_ONCE, async |name| {
-            if is_takeover(store, name).await? { Ok(()) } else { store.delete(name).await }
+/// Finds and deletes what has become old.
+pub(crate) async fn sweep(
+    store: &Store,
+    settings: &Settings,
+    database_bytes: u64,
+    now_ms: u64,
+) -> Result<(), Error> {
+    let files = store.list_all().await?;
+    let old = deletable(&files, settings, database_bytes, now_ms);
+    stream::iter(old.into_iter().take(DELETES_MAX).map(Ok))
+        .try_for_each_concurrent(REQUESTS_AT_ONCE, async |found| {
+            if is_claim(store, found).await? { Ok(()) } else { store.delete(found.name).await }
         })
         .await
 }
 
-async fn is_takeover(store: &Store, name: Name) -> Result<bool, Error> {
-    if name.level != LEVEL_TRANSACTIONS {
+/// What may go, in the order in which it goes. Claims are not told apart yet.
+fn deletable(files: &[Found], settings: &Settings, database_bytes: u64, now_ms: u64) -> Vec<Found> {
+    let age_ms = |found: &Found| i128::from(now_ms) - i128::from(found.modified_ms);
+    let window_ms = settings.rewind_window.max(GRACE).as_millis().cast_signed();
+    let level = |level: u8| files.iter().filter(move |found| found.name.level == level);
+    // Whatever is restored in the window comes after this snapshot.
+    let base = level(LEVEL_SNAPSHOTS)
+        .filter(|found| age_ms(found) > window_ms)
+        .map(|found| found.name.max)
+        .max()
+        .unwrap_or(0);
+    let top = Covered::by(level(MERGED_LEVELS));
+    let (mut old, mut kept): (Vec<Found>, Vec<Found>) =
+        files.iter().partition(|found| match found.name.level {
+            LEVEL_TRANSACTIONS | LEVEL_SNAPSHOTS => found.name.max < base,
+            1 if age_ms(found) > GRACE.as_millis().cast_signed() => {
+                found.name.max <= base || top.covers(found.name)
+            }
+            _ => found.name.max <= base,
+        });
+    // What is left of a chain without its beginning is of no use, so the beginnings go first.
+    old.sort_unstable_by_key(|found| (std::cmp::Reverse(found.name.level), found.name.max));
+    kept.retain(|found| found.name.level == LEVEL_TRANSACTIONS);
+    kept.sort_unstable_by_key(|found| found.name.max);
+    let mut bytes: u64 = kept.iter().map(|found| found.bytes).sum();
+    let bytes_max = settings.rewind_bytes_max.max(database_bytes);
+    let any = Covered::by((1..=MERGED_LEVELS).flat_map(level));
+    for found in kept {
+        if bytes <= bytes_max || age_ms(&found) <= GRACE.as_millis().cast_signed() {
+            break;
+        }
+        if any.covers(found.name) {
+            bytes -= found.bytes;
+            old.push(found);
+        }
+    }
+    old
+}
+
+/// Numbers that some files hold: each file's first, in ascending order, with the last of all so far.
+struct Covered(Vec<(u64, u64)>);
+
+impl Covered {
+    fn by<'a>(files: impl Iterator<Item = &'a Found>) -> Self {
+        let mut spans: Vec<(u64, u64)> =
+            files.map(|found| (found.name.min, found.name.max)).collect();
+        spans.sort_unstable();
+        let mut reached = 0;
+        for (_, max) in &mut spans {
+            reached = reached.max(*max);
+            *max = reached;
+        }
+        Self(spans)
+    }
+
+    /// Whether one of the files holds all that this one does.
+    fn covers(&self, name: Name) -> bool {
+        let before = self.0.partition_point(|(min, _)| *min <= name.min);
+        before.checked_sub(1).is_some_and(|at| self.0[at].1 >= name.max)
+    }
+}
+
+/// Only a file without pages, or the first of a log, can be a claim.
+async fn is_claim(store: &Store, found: Found) -> Result<bool, Error> {
+    let name = found.name;
+    if name.level != LEVEL_TRANSACTIONS || (found.bytes > EMPTY_FILE_BYTES && name.max > 1) {
         return Ok(false);
     }
     let bytes = store.read_start(name, HEADER_BYTES as u64).await?;
@@ -56,20 +120,65 @@ async fn is_takeover(store: &Store, name: Name) -> Result<bool, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{GRACE, delete_old};
+    use super::{deletable, sweep};
     use crate::{
+        clock,
         layout::{Layout, Name},
         ltx::{Encoder, Header, Ours},
-        store::Store,
+        settings::Settings,
+        store::{Found, Store},
     };
-    use jiff::Timestamp;
     use object_store::{memory::InMemory, path::Path as Key};
-    use std::sync::Arc;
+    use std::{sync::Arc, time::Duration};
 
-    async fn put(store: &Store, name: Name, takeover: bool) {
+    const HOUR: u64 = 60 * 60 * 1000;
+
+    /// A file of 100 bytes that is so many hours old at hour 100.
+    fn file(level: u8, min: u64, max: u64, hours: u64) -> Found {
+        let modified_ms = i64::try_from((100 - hours) * HOUR).expect("small");
+        Found { name: Name { level, min, max }, bytes: 100, modified_ms }
+    }
+
+    fn check(files: &[Found], bytes_max: u64, expected: &[(u8, u64)]) {
+        let settings = Settings { rewind_bytes_max: bytes_max, ..Settings::default() };
+        let old: Vec<(u8, u64)> = deletable(files, &settings, 0, 100 * HOUR)
+            .iter()
+            .map(|found| (found.name.level, found.name.max))
+            .collect();
+        assert_eq!(old, expected);
+    }
+
+    #[test]
+    fn what_comes_before_the_last_snapshot_outside_of_the_window_goes() {
+        let transactions = (1..=8).map(|txid| file(0, txid, txid, 60 - 5 * txid));
+        let mut files: Vec<Found> = transactions.collect();
+        files.extend([file(9, 1, 3, 45), file(9, 1, 5, 35), file(9, 1, 7, 20)]);
+        files.extend([file(3, 2, 5, 35), file(3, 6, 8, 20)]);
+        check(&files, 1 << 40, &[(9, 3), (3, 5), (0, 1), (0, 2), (0, 3), (0, 4)]);
+        files.retain(|found| found.name.level != 9);
+        check(&files, 1 << 40, &[]);
+    }
+
+    #[test]
+    fn level_1_goes_when_level_3_covers_it() {
+        let files = [file(1, 2, 3, 3), file(1, 4, 5, 2), file(1, 6, 7, 2), file(3, 2, 5, 2)];
+        check(&files, 1 << 40, &[(1, 3), (1, 5)]);
+    }
+
+    #[test]
+    fn too_large_a_level_0_is_thinned_from_its_oldest_file_on() {
+        let mut files: Vec<Found> = (1..=10).map(|txid| file(0, txid, txid, 12 - txid)).collect();
+        files.extend([file(1, 2, 4, 8), file(2, 5, 8, 4)]);
+        check(&files, 1000, &[]);
+        check(&files, 800, &[(0, 2), (0, 3)]);
+        // The first is in no higher level, and the last ones are in none or too new.
+        check(&files, 0, &[(0, 2), (0, 3), (0, 4), (0, 5), (0, 6), (0, 7), (0, 8)]);
+    }
+
+    async fn put(store: &Store, name: Name, claim: bool, pages: u32) {
         let header = Header {
-            page_size: 4096,
-            page_count: 0,
+            page_size: 512,
+            page_count: 1,
             min: name.min,
             max: name.max,
             time_ms: 0,
@@ -77,37 +186,29 @@ mod tests {
             wal_size: 0,
             wal_salt: [0, 0],
             node: 1,
-            ours: Some(Ours { digest: 1, nonce: 2, takeover }),
+            ours: Some(Ours { digest: 1, nonce: 2, takeover: claim }),
         };
-        let bytes = Encoder::new(&header).finish().0.into();
-        store.create(name, &bytes, 0).await.expect("a put");
-    }
-
-    async fn names(store: &Store) -> Vec<String> {
-        let mut names = Vec::new();
-        for level in [0, 9] {
-            let found = store.list(level, None).await.expect("a list");
-            names.extend(
-                found.iter().map(|found| format!("{level}:{}-{}", found.name.min, found.name.max)),
-            );
-        }
-        names
+        let mut encoder = Encoder::new(&header);
+        (1..=pages).for_each(|number| encoder.page(number, &[7; 512]));
+        store.create(name, &encoder.finish().0.into(), 0).await.expect("a put");
     }
 
     #[tokio::test]
-    async fn old_covered_files_go_and_takeovers_stay() {
+    async fn claims_stay() {
         let store = Store::new(Arc::new(InMemory::new()), Key::from("log"), Layout::Bucket);
-        for txid in 1..=6 {
-            put(&store, Name::transaction(txid), txid == 3).await;
+        put(&store, Name::transaction(1), true, 1).await;
+        for txid in 2..=6 {
+            put(&store, Name::transaction(txid), txid == 3, u32::from(txid % 2 == 0)).await;
         }
-        put(&store, Name::snapshot(2), false).await;
-        put(&store, Name::snapshot(5), false).await;
-        let before = names(&store).await;
-        let now_ms = u64::try_from(Timestamp::now().as_millisecond()).expect("after 1970");
-        delete_old(&store, 5, now_ms).await.expect("nothing to delete");
-        assert_eq!(names(&store).await, before);
-        let later_ms = now_ms + u64::try_from(GRACE.as_millis()).expect("a day") + 60_000;
-        delete_old(&store, 5, later_ms).await.expect("deletes");
-        assert_eq!(names(&store).await, ["0:3-3", "0:5-5", "0:6-6", "9:1-5"]);
+        put(&store, Name::snapshot(2), false, 1).await;
+        put(&store, Name::snapshot(6), false, 1).await;
+        let settings = Settings { rewind_window: Duration::ZERO, ..Settings::default() };
+        let left = async |now_ms| {
+            sweep(&store, &settings, 0, now_ms).await.expect("deletes");
+            let files = store.list_all().await.expect("a list");
+            files.iter().map(|found| (found.name.level, found.name.max)).collect::<Vec<_>>()
+        };
+        assert_eq!(left(clock::now_ms()).await.len(), 8);
+        assert_eq!(left(clock::now_ms() + 2 * HOUR).await, [(0, 1), (0, 3), (0, 6), (9, 6)]);
     }
 }

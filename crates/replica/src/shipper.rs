@@ -1,88 +1,82 @@
 //! The writer of a log.
 //!
 //! ```text
-//! idle --prepare--> pending --create--> settled = idle          the number was free
+//! idle --prepare--> pending --append--> settled = idle          see `ownership`
 //!                      |   \--answer lost--> pending            the next ship tries the same bytes again
 //!                      \-------taken-------> fenced             for good
 //! ```
 //!
-//! After a ship, what keeps the log short is done: a checkpoint of the WAL when it is long, a snapshot when a restore would
-//! have to read many files, and the deletion of old files that a snapshot covers. Failures of these lose nothing and are tried
-//! again after later ships.
+//! After a ship, what keeps the log short is done: a checkpoint of the WAL when it is long, files of higher levels and snapshots
+//! when they are due, and the deletion of what has become old. Failures of these lose nothing and are tried again after later
+//! ships.
 
 use crate::{
-    Position,
+    Position, clock,
     error::Error,
     layout::Name,
-    restore::{Head, blocking},
+    ownership::Ownership,
+    restore::blocking,
     retention,
+    settings::Settings,
     source::{Source, Stamp},
-    store::{Created, Store},
+    store::{Appended, Store},
+    upkeep::{Upkeep, Work},
 };
 use bytes::Bytes;
-use jiff::Timestamp;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 /// The WAL is moved into the database when it is longer, so that opening after a crash stays quick.
 const WAL_BYTES_MAX: u64 = 4 << 20;
 
-/// A snapshot is written after this many files, so that a restore reads no more than that.
-const SNAPSHOT_FILES: u64 = 1000;
-
-/// A snapshot is written when the files since the last one are this many times as large as the database.
-const SNAPSHOT_BYTES_RATIO: u64 = 4;
-
-/// Below this a snapshot is not worth its request, however small the database is.
-const SNAPSHOT_BYTES_MIN: u64 = 16 << 20;
-
 /// Makes the commits of one database durable in its log. There is at most one per database in a process.
 pub struct Shipper {
     store: Store,
-    node: u64,
-    nonce: u64,
-    /// The node of the head wrote before this one, and the next file must say so.
-    takeover: bool,
+    settings: Settings,
+    /// Shared with those who ask whether they may acknowledge.
+    ownership: Arc<Mutex<Ownership>>,
+    epoch_first: u64,
     head: Position,
-    since: Since,
+    /// The time that the last file states.
+    time_ms: u64,
+    upkeep: Upkeep,
     /// Shared only with work on blocking threads that a dropped call may leave behind.
     source: Arc<Mutex<Source>>,
 }
 
-/// What a restore would read besides the newest snapshot.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Since {
-    files: u64,
-    bytes: u64,
+/// Whether the owner of a log may promise anything from its local disk. Cheap to clone, and quick to ask from any thread.
+#[derive(Debug, Clone)]
+pub struct Lease(Arc<Mutex<Ownership>>);
+
+impl Lease {
+    /// Whether a flush may be acknowledged now. Always, where there is no lease and no other writer is known.
+    #[must_use]
+    pub fn may_acknowledge(&self) -> bool {
+        lock(&self.0).may_acknowledge(clock::since_boot())
+    }
 }
 
-impl Since {
-    /// With one more file.
-    pub(crate) fn and(self, bytes: u64) -> Self {
-        Self { files: self.files + 1, bytes: self.bytes + bytes }
-    }
-
-    fn wants_snapshot(self, database_bytes: u64) -> bool {
-        let bytes_max = SNAPSHOT_BYTES_MIN.max(database_bytes.saturating_mul(SNAPSHOT_BYTES_RATIO));
-        self.files >= SNAPSHOT_FILES || self.bytes > bytes_max
-    }
+/// Where a writer begins.
+pub(crate) struct Start {
+    pub(crate) ownership: Ownership,
+    /// See [`Shipper::epoch_first`].
+    pub(crate) epoch_first: u64,
+    pub(crate) head: Position,
+    pub(crate) time_ms: u64,
+    pub(crate) upkeep: Upkeep,
 }
 
 impl Shipper {
-    pub(crate) fn new(
-        store: Store,
-        node: u64,
-        head: Option<Head>,
-        source: Source,
-        since: Since,
-    ) -> Self {
+    pub(crate) fn new(store: Store, settings: Settings, start: Start, source: Source) -> Self {
         Self {
             store,
-            node,
-            nonce: rand::random(),
-            takeover: head.is_some_and(|head| head.header.node != node),
-            head: head.map_or(Position { txid: 0, checksum: 0 }, |head| head.position),
-            since,
+            settings,
+            ownership: Arc::new(Mutex::new(start.ownership)),
+            epoch_first: start.epoch_first,
+            head: start.head,
+            time_ms: start.time_ms,
+            upkeep: start.upkeep,
             source: Arc::new(Mutex::new(source)),
         }
     }
@@ -93,8 +87,28 @@ impl Shipper {
         self.head
     }
 
+    /// The number of this period of ownership: one more than that of whoever wrote the log before.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        lock(&self.ownership).writer().epoch
+    }
+
+    /// The first of the row of epochs up to [`Self::epoch`] in which nobody but this machine wrote the log. What was kept beside
+    /// the database in an earlier one is out of date.
+    #[must_use]
+    pub fn epoch_first(&self) -> u64 {
+        self.epoch_first
+    }
+
+    /// A handle to ask whether flushes may be acknowledged.
+    #[must_use]
+    pub fn lease(&self) -> Lease {
+        Lease(self.ownership.clone())
+    }
+
     /// Ships all commits since the last ship as one file with the next transaction number. Without any there is no request,
-    /// and the head is returned.
+    /// and the head is returned; but with a lease that is about to end, a file without pages is shipped, so an owner with a
+    /// lease calls this several times within it.
     ///
     /// The caller guarantees that no transaction is open and none starts until this returns.
     ///
@@ -112,25 +126,39 @@ impl Shipper {
         Ok(self.head)
     }
 
-    /// Makes a pending file of what has not been shipped.
+    /// Makes a pending file of what has not been shipped, or one without pages to renew the lease.
     async fn prepare(&self) -> Result<bool, Error> {
-        let (source, stamp) = (self.source.clone(), self.stamp(self.head.txid + 1));
-        blocking(move || lock(&source).prepare(&stamp)).await
+        let stamp = self.stamp(self.head.txid + 1, clock::label_after(self.time_ms));
+        let renew_at = lock(&self.ownership).renew_at();
+        let renews = renew_at.is_some_and(|at| at <= clock::since_boot());
+        let source = self.source.clone();
+        blocking(move || {
+            let mut source = lock(&source);
+            let prepared = source.prepare(&stamp)?;
+            if !prepared && renews {
+                source.prepare_empty(&stamp);
+            }
+            Ok(prepared || renews)
+        })
+        .await
     }
 
     /// Puts the pending file into the bucket, if there is one.
     async fn deliver(&mut self) -> Result<(), Error> {
         let Some(pending) = lock(&self.source).pending() else { return Ok(()) };
-        match self.store.create(pending.name, &pending.bytes, pending.time_ms).await? {
-            Created::Ours => {}
-            Created::Taken => return Err(Error::Fenced { txid: pending.position.txid }),
+        match self.store.append(&self.ownership, &pending).await? {
+            Appended::Settled => {}
+            Appended::Fenced | Appended::Outrun => {
+                return Err(Error::Fenced { txid: pending.position.txid });
+            }
         }
         // From here on to the end there is no await: a dropped call leaves either all of this undone or none of it.
         lock(&self.source).settle();
         self.head = pending.position;
-        self.since = self.since.and(pending.bytes.len() as u64);
-        self.takeover = false;
-        debug!(txid = self.head.txid, bytes = pending.bytes.len(), "shipped");
+        self.time_ms = pending.time_ms;
+        let bytes = pending.bytes.len() as u64;
+        self.upkeep.appended(pending.name, bytes, Instant::now());
+        debug!(txid = self.head.txid, bytes, "shipped");
         Ok(())
     }
 
@@ -141,26 +169,48 @@ impl Shipper {
             warn!(error = &error as &dyn std::error::Error, "WAL stays long");
         }
         let database_bytes = lock(&self.source).bytes();
-        if self.since.wants_snapshot(database_bytes)
-            && let Err(error) = self.snapshot().await
+        let (now, now_ms) = (Instant::now(), clock::now_ms());
+        if let Some(work) = self.upkeep.due(database_bytes, now, now_ms)
+            && let Err(error) = self.shorten(work, now_ms).await
         {
-            warn!(error = &error as &dyn std::error::Error, "log stays long");
+            warn!(error = &error as &dyn std::error::Error, ?work, "log stays long");
+            self.upkeep.failed(work, now, now_ms);
+        }
+        if self.upkeep.sweeps(now)
+            && let Err(error) =
+                retention::sweep(&self.store, &self.settings, database_bytes, now_ms).await
+        {
+            warn!(error = &error as &dyn std::error::Error, "old files of the log stay");
         }
     }
 
-    async fn snapshot(&mut self) -> Result<(), Error> {
-        let stamp = self.stamp(self.head.txid);
+    /// Writes a file of a higher level that ends at the head, under the time of the head.
+    async fn shorten(&mut self, work: Work, now_ms: u64) -> Result<(), Error> {
+        let stamp = self.stamp(self.head.txid, self.time_ms);
         let source = self.source.clone();
-        let bytes: Bytes = blocking(move || lock(&source).snapshot(&stamp)).await?;
-        // A snapshot of this transaction that is there already was written by an earlier writer at the same place.
-        self.store.create(Name::snapshot(stamp.txid), &bytes, stamp.time_ms).await?;
-        self.since = Since::default();
-        retention::delete_old(&self.store, stamp.txid, stamp.time_ms).await
+        let (name, bytes): (Name, Bytes) = blocking(move || {
+            let source = lock(&source);
+            match work {
+                Work::Merge { level, min } => {
+                    let name = Name { level, min, max: stamp.txid };
+                    source.merged(&stamp, min, level).map(|bytes| (name, bytes))
+                }
+                Work::Snapshot => {
+                    source.snapshot(&stamp).map(|bytes| (Name::snapshot(stamp.txid), bytes))
+                }
+            }
+        })
+        .await?;
+        self.store.create(name, &bytes, stamp.time_ms).await?;
+        lock(&self.source).ended(name.level);
+        self.upkeep.done(name, bytes.len() as u64, now_ms);
+        debug!(?work, txid = stamp.txid, bytes = bytes.len(), "shortened the log");
+        Ok(())
     }
 
-    fn stamp(&self, txid: u64) -> Stamp {
-        let time_ms = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0);
-        Stamp { txid, node: self.node, nonce: self.nonce, takeover: self.takeover, time_ms }
+    fn stamp(&self, txid: u64, time_ms: u64) -> Stamp {
+        let ownership = lock(&self.ownership);
+        Stamp { txid, writer: ownership.writer(), claim: ownership.is_claiming(), time_ms }
     }
 }
 
@@ -168,12 +218,12 @@ impl std::fmt::Debug for Shipper {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shipper")
             .field("head", &self.head)
-            .field("node", &self.node)
+            .field("epoch", &self.epoch())
             .finish_non_exhaustive()
     }
 }
 
-/// A panic under the lock can leave nothing half done that matters: what was prepared is either stored as pending or not.
-fn lock(source: &Mutex<Source>) -> MutexGuard<'_, Source> {
-    source.lock().unwrap_or_else(PoisonError::into_inner)
+/// A panic under a lock can leave nothing half done that matters: what was prepared is either stored as pending or not.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

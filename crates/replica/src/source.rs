@@ -11,6 +11,9 @@
 //! A pending file belongs to this state: what is prepared is taken as shipped from then on, and stays pending until the
 //! bucket certainly has it, whatever becomes of the call that prepared it.
 
+mod changes;
+mod touched;
+
 use crate::{
     Position,
     digest::{Digest, lock_page},
@@ -19,10 +22,12 @@ use crate::{
     local::sidecar,
     ltx::{self, Encoder, Header, Ours},
     note,
+    ownership::Writer,
     restore::Head,
-    wal::{Wal, WalPosition},
+    wal::Wal,
 };
 use bytes::Bytes;
+use changes::{Changes, Image, Next, read_image};
 use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 use std::{
     collections::BTreeMap,
@@ -32,6 +37,8 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+pub(crate) use touched::MERGED_LEVELS;
+use touched::Touched;
 
 /// Bytes at the start of a database that say what it is.
 const DATABASE_HEADER_BYTES: usize = 100;
@@ -51,17 +58,7 @@ pub(crate) struct Source {
     shipped: Option<Digest>,
     next: Next,
     pending: Option<Pending>,
-}
-
-/// Where what has not been shipped begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
-    /// Within this use of the WAL.
-    At(WalPosition),
-    /// Unknown: everything is compared.
-    Scan,
-    /// At the start of whatever WAL there is: the database file holds what has been shipped.
-    Start,
+    touched: Touched,
 }
 
 /// A file that is on its way to the bucket.
@@ -73,30 +70,46 @@ pub(crate) struct Pending {
     pub(crate) position: Position,
 }
 
+impl Pending {
+    fn new(stamp: &Stamp, encoder: Encoder) -> Self {
+        let (bytes, checksum) = encoder.finish();
+        Self {
+            name: Name::transaction(stamp.txid),
+            bytes: bytes.into(),
+            time_ms: stamp.time_ms,
+            position: Position { txid: stamp.txid, checksum },
+        }
+    }
+
+    /// A file that changes nothing in the database that the file with this header has left.
+    pub(crate) fn empty(stamp: &Stamp, last: &Header) -> Self {
+        let header = Header {
+            min: stamp.txid,
+            max: stamp.txid,
+            time_ms: stamp.time_ms,
+            wal_offset: 0,
+            wal_size: 0,
+            wal_salt: [0, 0],
+            node: stamp.writer.epoch,
+            ours: Some(Ours {
+                digest: last.ours.map_or(ltx::DIGEST_UNKNOWN, |ours| ours.digest),
+                nonce: stamp.writer.nonce,
+                takeover: stamp.claim,
+            }),
+            ..*last
+        };
+        Self::new(stamp, Encoder::new(&header))
+    }
+}
+
 /// What the next file says about its writer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stamp {
     pub(crate) txid: u64,
-    pub(crate) node: u64,
-    pub(crate) nonce: u64,
-    pub(crate) takeover: bool,
+    pub(crate) writer: Writer,
+    /// It is the writer's first file.
+    pub(crate) claim: bool,
     pub(crate) time_ms: u64,
-}
-
-/// Where the newest image of a page is.
-#[derive(Debug, Clone, Copy)]
-enum Image {
-    Database,
-    Wal(u64),
-}
-
-/// The images that may differ from what has been shipped.
-struct Changes {
-    page_size: u32,
-    page_count: u32,
-    images: BTreeMap<u32, Image>,
-    wal: Option<(WalPosition, WalPosition)>,
-    next: Next,
 }
 
 impl Source {
@@ -109,6 +122,7 @@ impl Source {
             shipped: None,
             next: Next::Scan,
             pending: None,
+            touched: Touched::default(),
         }
     }
 
@@ -207,7 +221,12 @@ impl Source {
     /// The bucket has the pending file.
     pub(crate) fn settle(&mut self) {
         let pending = self.pending.take().expect("only a pending file is settled");
-        note::write(&self.path, pending.position);
+        self.note(&[pending.position]);
+    }
+
+    /// Remembers that the database is what the log holds up to one of these, with or without more commits.
+    pub(crate) fn note(&self, positions: &[Position]) {
+        note::write(&self.path, positions);
     }
 
     /// Makes a pending file of all commits that have not been shipped. `false`: there is none.
@@ -223,7 +242,8 @@ impl Source {
         }
         let everything = known.is_none();
         let mut digest = known.cloned().unwrap_or_else(|| Digest::new(changes.page_size));
-        let resized = digest.page_count() != changes.page_count;
+        let page_count_before = digest.page_count();
+        let resized = page_count_before != changes.page_count;
         digest.resize(changes.page_count);
         let mut page = vec![0; changes.page_size as usize];
         let mut changed = Vec::new();
@@ -238,15 +258,13 @@ impl Source {
             return Ok(false);
         }
         let mut encoder = Encoder::new(&header(stamp, &changes, digest.value()));
-        for (number, image) in changed {
+        for &(number, image) in &changed {
             self.read(wal_file.as_ref(), image, number, &mut page)?;
             encoder.page(number, &page);
         }
-        let (bytes, checksum) = encoder.finish();
-        let position = Position { txid: stamp.txid, checksum };
-        let name = Name::transaction(stamp.txid);
-        self.pending =
-            Some(Pending { name, bytes: bytes.into(), time_ms: stamp.time_ms, position });
+        self.pending = Some(Pending::new(stamp, encoder));
+        self.touched.add(changed.iter().map(|(number, _)| *number));
+        self.touched.resize(page_count_before, changes.page_count);
         self.shipped = Some(digest);
         self.next = changes.next;
         Ok(true)
@@ -323,31 +341,54 @@ impl Source {
         }
     }
 
+    /// Makes a pending file that changes nothing. Something must have been shipped.
+    pub(crate) fn prepare_empty(&mut self, stamp: &Stamp) {
+        assert!(self.pending.is_none(), "one file is in flight at a time");
+        let digest = self.shipped.as_ref().expect("the caller has shipped something");
+        let unchanged = Changes::none(digest, self.next);
+        let encoder = Encoder::new(&header(stamp, &unchanged, digest.value()));
+        self.pending = Some(Pending::new(stamp, encoder));
+    }
+
     /// The whole database as it has been shipped, as a file of the level of snapshots.
     pub(crate) fn snapshot(&self, stamp: &Stamp) -> Result<Bytes, Error> {
+        let digest = self.shipped.as_ref().expect("something has been shipped");
+        self.collected(stamp, 1, 1..=digest.page_count())
+    }
+
+    /// What has changed since the last file of a level ended, as one file that begins with the number `min`.
+    pub(crate) fn merged(&self, stamp: &Stamp, min: u64, level: u8) -> Result<Bytes, Error> {
+        self.collected(stamp, min, self.touched.pages(level))
+    }
+
+    /// The bucket has a file that ends here: of this level, or a snapshot, which ends all levels.
+    pub(crate) fn ended(&mut self, level: u8) {
+        self.touched.clear_up_to(level);
+    }
+
+    /// Some pages as they have been shipped, in one file for the numbers from `min` on.
+    fn collected(
+        &self,
+        stamp: &Stamp,
+        min: u64,
+        numbers: impl Iterator<Item = u32>,
+    ) -> Result<Bytes, Error> {
         let digest = self.shipped.as_ref().expect("something has been shipped");
         let wal_path = sidecar(&self.path, "-wal");
         let wal_file = open_existing(&wal_path)?;
         let page_size = digest.page_size();
-        let mut all = Changes {
-            page_size,
-            page_count: digest.page_count(),
-            images: BTreeMap::new(),
-            wal: None,
-            next: self.next,
-        };
+        let mut all = Changes::none(digest, self.next);
+        let header = Header { min, ..header(stamp, &all, digest.value()) };
         if let (Next::At(end), Some(file)) = (self.next, &wal_file)
             && let Some(wal) = Wal::read(file).map_err(local("read", &wal_path))?
         {
             all.collect_until(&wal, wal.start(), Some(end)).map_err(local("read", &wal_path))?;
         }
-        let header = Header {
-            min: 1,
-            ..header(stamp, &Changes { wal: None, images: BTreeMap::new(), ..all }, digest.value())
-        };
         let mut encoder = Encoder::new(&header);
         let mut page = vec![0; page_size as usize];
-        for number in (1..=digest.page_count()).filter(|&number| number != lock_page(page_size)) {
+        let there =
+            |number: &u32| *number <= digest.page_count() && *number != lock_page(page_size);
+        for number in numbers.filter(there) {
             let image = all.images.get(&number).copied().unwrap_or(Image::Database);
             self.read(wal_file.as_ref(), image, number, &mut page)?;
             if !digest.holds(number, &page) {
@@ -454,38 +495,6 @@ impl Source {
     }
 }
 
-impl Changes {
-    fn collect(&mut self, wal: &Wal<'_>, from: WalPosition) -> io::Result<()> {
-        self.collect_until(wal, from, None)
-    }
-
-    /// Adds the pages of all commits from a place on, up to another or to the last commit.
-    fn collect_until(
-        &mut self,
-        wal: &Wal<'_>,
-        from: WalPosition,
-        until: Option<WalPosition>,
-    ) -> io::Result<()> {
-        let mut at = from;
-        let mut frame = Vec::new();
-        while until != Some(at)
-            && let Some(commit) = wal.commit_at(at, &mut frame)?
-        {
-            self.images.extend(
-                commit.frames.into_iter().map(|(number, offset)| (number, Image::Wal(offset))),
-            );
-            self.page_count = commit.page_count;
-            at = commit.end;
-        }
-        if at != from {
-            self.images.split_off(&self.page_count.saturating_add(1));
-            self.wal = Some((from, at));
-            self.next = Next::At(at);
-        }
-        Ok(())
-    }
-}
-
 fn header(stamp: &Stamp, changes: &Changes, digest: u64) -> Header {
     let (wal_offset, wal_size, wal_salt) = match changes.wal {
         Some((from, to)) => (from.offset, to.offset - from.offset, to.salt),
@@ -500,8 +509,8 @@ fn header(stamp: &Stamp, changes: &Changes, digest: u64) -> Header {
         wal_offset,
         wal_size,
         wal_salt,
-        node: stamp.node,
-        ours: Some(Ours { digest, nonce: stamp.nonce, takeover: stamp.takeover }),
+        node: stamp.writer.epoch,
+        ours: Some(Ours { digest, nonce: stamp.writer.nonce, takeover: stamp.claim }),
     }
 }
 
@@ -510,31 +519,6 @@ fn open_existing(path: &Path) -> Result<Option<File>, Error> {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(local("open", path)(error)),
-    }
-}
-
-fn read_image(
-    file: &File,
-    wal: Option<&File>,
-    image: Image,
-    number: u32,
-    page: &mut [u8],
-) -> io::Result<()> {
-    match image {
-        Image::Wal(offset) => {
-            wal.expect("images in a WAL come from an open one").read_exact_at(page, offset)
-        }
-        Image::Database => {
-            let offset = (u64::from(number) - 1) * page.len() as u64;
-            match file.read_exact_at(page, offset) {
-                // A page behind the end that no commit has written is one of zeros.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    page.fill(0);
-                    Ok(())
-                }
-                other => other,
-            }
-        }
     }
 }
 

@@ -1,12 +1,16 @@
 //! The bucket, as the log uses it: a few requests, retried where a second try means the same as the first.
 
 use crate::{
+    clock,
     error::Error,
-    layout::{Layout, Name},
+    layout::{LEVEL_SNAPSHOTS, LEVEL_TRANSACTIONS, Layout, Name},
+    ltx::Header,
+    ownership::{Answer, Entry, Ownership, Step, Writer},
+    source::{MERGED_LEVELS, Pending},
 };
 use base::backoff::Backoff;
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, future::try_join_all};
 use jiff::Timestamp;
 use object_store::{
     Attribute, Attributes, Error as StoreError, GetOptions, GetRange, ObjectMeta, ObjectStore,
@@ -14,7 +18,7 @@ use object_store::{
 };
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -39,22 +43,24 @@ pub(crate) struct Store {
     takes_attributes: Arc<AtomicBool>,
 }
 
+/// How an append ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Appended {
+    /// Another writer owns the log.
+    Fenced,
+    /// It was a claim, and the old owner has written meanwhile.
+    Outrun,
+    /// It is in the log.
+    Settled,
+}
+
 /// A file that a list has found.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) name: Name,
     pub(crate) bytes: u64,
     /// When the bucket got it, in milliseconds since 1970.
     pub(crate) modified_ms: i64,
-}
-
-/// How a create-only PUT ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Created {
-    /// The object holds what was put, by this request or by one before it whose answer was lost.
-    Ours,
-    /// The object holds something else.
-    Taken,
 }
 
 impl Store {
@@ -87,6 +93,20 @@ impl Store {
         Ok(files)
     }
 
+    /// The files of all levels.
+    pub(crate) async fn list_all(&self) -> Result<Vec<Found>, Error> {
+        let mut files = self.list(LEVEL_TRANSACTIONS, None).await?;
+        files.append(&mut self.list_above().await?);
+        Ok(files)
+    }
+
+    /// The files of all levels but the lowest.
+    pub(crate) async fn list_above(&self) -> Result<Vec<Found>, Error> {
+        let lists =
+            (1..=MERGED_LEVELS).chain([LEVEL_SNAPSHOTS]).map(|level| self.list(level, None));
+        Ok(try_join_all(lists).await?.into_iter().flatten().collect())
+    }
+
     /// Reads a whole file.
     pub(crate) async fn read(&self, name: Name) -> Result<Bytes, Error> {
         self.get(name, None).await
@@ -113,21 +133,58 @@ impl Store {
         }
     }
 
-    /// Creates a file, unless there is one of this name. An answer that was lost is found out by comparing bytes.
+    /// Puts a file at the end of the log, as the protocol says, until it is settled whose the number is. An error leaves it in
+    /// flight: the next call with the same file goes on.
+    pub(crate) async fn append(
+        &self,
+        ownership: &Mutex<Ownership>,
+        file: &Pending,
+    ) -> Result<Appended, Error> {
+        let lock = || ownership.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = self.key(file.name);
+        if lock().append(file.position.checksum, clock::since_boot()).is_err() {
+            return Ok(Appended::Fenced);
+        }
+        let mut retries = Retries::new();
+        let mut step = Step::Again;
+        loop {
+            step = match step {
+                Step::Again => match self.put(&key, &file.bytes, file.time_ms).await {
+                    Ok(()) => lock().answered(Answer::Created, clock::since_boot()),
+                    Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
+                        lock().answered(Answer::Taken, clock::since_boot())
+                    }
+                    Err(error) => {
+                        let step = lock().answered(Answer::Unknown, clock::since_boot());
+                        retries.wait_after(error).await.map_err(bucket("create", &key))?;
+                        step
+                    }
+                },
+                Step::Look => {
+                    let there = self.read(file.name).await?;
+                    lock().found(entry(file.name, &there), clock::since_boot())
+                }
+                Step::Settled => return Ok(Appended::Settled),
+                Step::Outrun => return Ok(Appended::Outrun),
+                Step::Fenced => return Ok(Appended::Fenced),
+            }
+        }
+    }
+
+    /// Creates a file of a higher level. One of the same name is as good: it holds the same numbers of the same chain.
     pub(crate) async fn create(
         &self,
         name: Name,
         bytes: &Bytes,
         time_ms: u64,
-    ) -> Result<Created, Error> {
+    ) -> Result<(), Error> {
         let key = self.key(name);
         let mut retries = Retries::new();
         loop {
             match self.put(&key, bytes, time_ms).await {
-                Ok(()) => return Ok(Created::Ours),
-                Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
-                    let there = self.read(name).await?;
-                    return Ok(if there == *bytes { Created::Ours } else { Created::Taken });
+                Ok(())
+                | Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
+                    return Ok(());
                 }
                 Err(error) => retries.wait_after(error).await.map_err(bucket("create", &key))?,
             }
@@ -175,6 +232,16 @@ impl Store {
             })
             .buffered(at_once)
     }
+}
+
+/// What a file of level 0 is to the protocol. Whatever is no log file is somebody else's.
+pub(crate) fn entry(name: Name, bytes: &[u8]) -> Entry {
+    let writer = Header::decode(bytes).map_or(Writer { epoch: 0, nonce: 0 }, |header| Writer {
+        epoch: header.node,
+        nonce: header.ours.map_or(0, |ours| ours.nonce),
+    });
+    let checksum = bytes.last_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    Entry { txid: name.max, writer, checksum }
 }
 
 fn found(level: u8, meta: &ObjectMeta) -> Option<Found> {

@@ -1,13 +1,14 @@
 //! The stock `litestream` restores our log.
 
 use object_store::{local::LocalFileSystem, path::Path as Key};
-use replica::{Layout, Log};
+use replica::{At, Layout, Log, Settings};
 use rusqlite::{Connection, params};
 use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
+    time::Duration,
 };
 
 /// `make setup` installs it.
@@ -29,7 +30,7 @@ async fn litestream_restores_the_latest_and_each_earlier_transaction() {
     let store = Arc::new(LocalFileSystem::new_with_prefix(&bucket).expect("a local bucket"));
     let log = Log::with_layout(store, Key::from("log"), Layout::Directory);
     let db = directory.path().join("a.db");
-    let (mut shipper, _) = log.open(&db, 7).await.expect("a log");
+    let (mut shipper, _) = log.open(&db).await.expect("a log");
     let owner = Connection::open(&db).expect("a database");
     owner
         .execute_batch("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (k INTEGER PRIMARY KEY, v)")
@@ -51,6 +52,68 @@ async fn litestream_restores_the_latest_and_each_earlier_transaction() {
     for (txid, expected) in &states {
         assert_restores(&url, &["-txid", &format!("{txid:016x}")], expected, directory.path());
     }
+}
+
+/// Minutes of writing with claims in between, so that there are files of several levels and files without pages.
+#[tokio::test(start_paused = true)]
+async fn litestream_restores_over_merged_levels_and_claims() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let bucket = directory.path().join("bucket");
+    fs::create_dir(&bucket).expect("a bucket");
+    let store = Arc::new(LocalFileSystem::new_with_prefix(&bucket).expect("a local bucket"));
+    let intervals = [10, 40, 3600].map(Duration::from_secs);
+    let settings = Settings { compaction_intervals: intervals, ..Settings::default() };
+    let log = Log::with_layout(store, Key::from("log"), Layout::Directory).with_settings(settings);
+    let db = directory.path().join("a.db");
+    let mut times = Vec::new();
+    for session in 0..3 {
+        let (mut shipper, _) = log.open(&db).await.expect("a log");
+        let owner = Connection::open(&db).expect("a database");
+        owner
+            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE IF NOT EXISTS t (k INTEGER PRIMARY KEY, v)")
+            .expect("a table");
+        for second in 0..60 {
+            insert(&owner, session * 3 + second % 5);
+            if (session, second) == (1, 35) {
+                owner.execute_batch("DELETE FROM t WHERE k > 60; VACUUM").expect("a vacuum");
+            }
+            shipper.ship().await.expect("a ship");
+            tokio::time::advance(Duration::from_secs(1)).await;
+            if second == 45 {
+                times.push(pause().await);
+            }
+        }
+        drop(owner);
+    }
+    for level in ["0", "1", "2"] {
+        let files = fs::read_dir(bucket.join("log/ltx").join(level)).expect("a level");
+        assert!(files.count() > 0, "level {level}");
+    }
+    let ours = directory.path().join("ours.db");
+    let url = format!("file://{}", bucket.join("log").display());
+    for txid in [1, 11, 30, 60, 61, 62, 63, 96, 97, 98, 121, 122, 123, 150, 182] {
+        log.restore_at(&ours, At::Txid(txid)).await.expect("a restore");
+        let expected = fs::read(&ours).expect("our restore");
+        assert_restores(&url, &["-txid", &format!("{txid:016x}")], &expected, directory.path());
+    }
+    for time_ms in times {
+        log.restore_at(&ours, At::Time(time_ms)).await.expect("a restore");
+        let expected = fs::read(&ours).expect("our restore");
+        let time = jiff::Timestamp::from_millisecond(time_ms.cast_signed()).expect("a time");
+        assert_restores(&url, &["-timestamp", &format!("{time:.3}")], &expected, directory.path());
+    }
+    log.restore(&ours).await.expect("a restore").expect("a log");
+    assert_restores(&url, &[], &fs::read(&ours).expect("our restore"), directory.path());
+}
+
+/// A time that no file has, neither in its header nor as its time of change, which is what counts in a directory.
+async fn pause() -> u64 {
+    let now = || jiff::Timestamp::now().as_millisecond().cast_unsigned();
+    let start = now();
+    while now() < start + 20 {
+        tokio::task::yield_now().await;
+    }
+    start + 10
 }
 
 fn insert(owner: &Connection, step: i64) {

@@ -6,7 +6,9 @@
 //! a word, the keeper also enters the machine's mount namespace at the end and thaws what is mounted at [`VOLUME`].
 //!
 //! Before the kernel reports the agent's end it waits for every process of the machine, and a process that waits for a frozen
-//! filesystem cannot die. The end of the agent's socket comes before that, so that is what the keeper goes by.
+//! filesystem cannot die. The end of the agent's socket comes before that, so that is what the keeper goes by. It does not come
+//! while a thread of the agent waits for the volume, which shares the descriptors and waits for its own dead process: so the
+//! keeper also looks, now and then, whether the agent has been killed.
 
 use super::{Report, Step, StepError, VOLUME, connections};
 use crate::{
@@ -22,10 +24,10 @@ use rustix::{
     thread::LinkNameSpaceType,
 };
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Write},
     os::fd::{AsFd, OwnedFd},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Keeps the machine until it has ended.
@@ -112,8 +114,9 @@ impl Keeper<'_> {
                 if self.server { PollFlags::IN } else { nothing },
             ),
         ];
-        let timeout =
-            self.held.as_ref().map(|(_, end)| end.saturating_duration_since(Instant::now()));
+        let thaw = self.held.as_ref().map(|(_, end)| end.saturating_duration_since(Instant::now()));
+        let look = self.agent.as_ref().map(|_| LOOK_INTERVAL);
+        let timeout = thaw.into_iter().chain(look).min();
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         match rustix::event::poll(&mut polled, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -122,6 +125,10 @@ impl Keeper<'_> {
         let [ended, agent, server] = polled.map(|polled| !polled.revents().is_empty());
         if agent && self.agent.is_some() {
             self.hear_agent();
+        }
+        if self.agent.is_some() && is_killed(self.pid) {
+            self.agent = None;
+            self.kill();
         }
         if server && self.server && hung_up() {
             self.server = false;
@@ -188,6 +195,24 @@ impl Keeper<'_> {
     }
 }
 
+/// Whether a process was killed, or its first thread has ended, though some thread of it may live on.
+fn is_killed(pid: Pid) -> bool {
+    fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()))
+        .is_ok_and(|status| tells_death(&status))
+}
+
+/// Whether a `/proc/PID/status` says so: a zombie, or `SIGKILL` pending. A thread that can die takes it at once, so it is
+/// seen pending only where a thread cannot.
+fn tells_death(status: &str) -> bool {
+    status.lines().any(|line| match line.split_once(':') {
+        Some(("State", state)) => state.trim_start().starts_with('Z'),
+        Some(("SigPnd" | "ShdPnd", set)) => {
+            u64::from_str_radix(set.trim(), 16).is_ok_and(|set| set >> (libc::SIGKILL - 1) & 1 == 1)
+        }
+        _ => false,
+    })
+}
+
 /// Thaws what is mounted at [`VOLUME`] in this mount namespace, if it is frozen. A process of its own does it, since the
 /// keeper has to stay on the host.
 fn thaw_inside(mounts: &File) -> io::Result<()> {
@@ -228,4 +253,39 @@ fn hung_up() -> bool {
 fn complain(error: &dyn std::error::Error) {
     // The log is the only one to tell.
     drop(writeln!(io::stderr(), "keeper: {error}"));
+}
+
+/// How often the keeper looks whether the agent has been killed.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::{is_killed, tells_death};
+    use rustix::process::{Pid, WaitOptions};
+    use std::process::Command;
+
+    #[test]
+    fn a_killed_process_is_told_from_a_living_one() {
+        let living =
+            "State:\tD (disk sleep)\nSigPnd:\t0000000000004000\nShdPnd:\t0000000000000000\n";
+        assert!(!tells_death(living));
+        assert!(tells_death(&living.replace("0000000000004000", "0000000000000100")));
+        assert!(tells_death(&living.replace("D (disk sleep)", "Z (zombie)")));
+        assert!(!tells_death("SigPnd:\tnonsense\nwithout a colon\n"));
+    }
+
+    #[test]
+    fn a_zombie_counts_as_killed_until_it_is_reaped() {
+        assert!(!is_killed(rustix::process::getpid()));
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        assert!(!is_killed(pid));
+        child.kill().unwrap();
+        let mut waited = rustix::process::WaitIdOptions::EXITED;
+        waited |= rustix::process::WaitIdOptions::NOWAIT;
+        rustix::process::waitid(rustix::process::WaitId::Pid(pid), waited).unwrap();
+        assert!(is_killed(pid));
+        rustix::process::waitpid(Some(pid), WaitOptions::empty()).unwrap();
+        assert!(!is_killed(pid));
+    }
 }

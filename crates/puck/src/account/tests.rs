@@ -38,18 +38,13 @@ fn record(text: &str) -> SpriteRecord {
     }
 }
 
-async fn open(
-    store: &Arc<dyn ObjectStore>,
-    data: &Path,
-    epoch: u64,
-) -> Result<(Account, Token), AccountError> {
+async fn open(store: &Arc<dyn ObjectStore>, data: &Path) -> Result<(Account, Token), AccountError> {
     let org = "local".parse().expect("a name");
     Account::open(
         store.clone(),
         org,
         &data.join("accounts"),
         &data.join("token"),
-        epoch,
         CancellationToken::new(),
     )
     .await
@@ -59,7 +54,7 @@ async fn open(
 async fn what_was_answered_is_in_the_bucket_alone() {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let first = tempfile::tempdir().expect("a directory");
-    let (account, token) = open(&store, first.path(), 1).await.expect("a new account");
+    let (account, token) = open(&store, first.path()).await.expect("a new account");
     let (kept, gone) = (record("kept"), record("gone"));
     account.create(kept.clone()).await.expect("created");
     account.create(gone.clone()).await.expect("created");
@@ -70,8 +65,7 @@ async fn what_was_answered_is_in_the_bucket_alone() {
     account.close().await;
 
     let second = tempfile::tempdir().expect("a directory");
-    let (account, another) =
-        open(&store, second.path(), 2).await.expect("the same account elsewhere");
+    let (account, another) = open(&store, second.path()).await.expect("the same account elsewhere");
     assert_eq!(account.contents().sprites.values().cloned().collect::<Vec<_>>(), [labelled]);
     assert_eq!(account.org_id(), org_id);
     assert!(account.accepts(&token), "a token outlives the data directory in which it was minted");
@@ -83,9 +77,9 @@ async fn what_was_answered_is_in_the_bucket_alone() {
 async fn a_data_directory_keeps_its_token() {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let data = tempfile::tempdir().expect("a directory");
-    let (account, token) = open(&store, data.path(), 1).await.expect("a new account");
+    let (account, token) = open(&store, data.path()).await.expect("a new account");
     account.close().await;
-    let (account, again) = open(&store, data.path(), 2).await.expect("the same account");
+    let (account, again) = open(&store, data.path()).await.expect("the same account");
     assert_eq!(again, token);
     account.close().await;
 }
@@ -94,7 +88,7 @@ async fn a_data_directory_keeps_its_token() {
 async fn only_exact_tokens_are_accepted() {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let data = tempfile::tempdir().expect("a directory");
-    let (account, token) = open(&store, data.path(), 1).await.expect("a new account");
+    let (account, token) = open(&store, data.path()).await.expect("a new account");
     let part = |org: &str, org_id: &str, id: &str, secret: &str| {
         Token::new(org.parse().expect("a name"), org_id.into(), id.into(), secret.into())
     };
@@ -110,7 +104,7 @@ async fn only_exact_tokens_are_accepted() {
 async fn names_are_unique_and_records_are_addressed_by_id() {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let data = tempfile::tempdir().expect("a directory");
-    let (account, _) = open(&store, data.path(), 1).await.expect("a new account");
+    let (account, _) = open(&store, data.path()).await.expect("a new account");
     account.create(record("a")).await.expect("created");
     assert!(matches!(account.create(record("a")).await, Err(AccountError::Taken(_))));
     assert!(matches!(
@@ -128,13 +122,13 @@ async fn names_are_unique_and_records_are_addressed_by_id() {
 async fn many_at_once_all_arrive() {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let data = tempfile::tempdir().expect("a directory");
-    let (account, _) = open(&store, data.path(), 1).await.expect("a new account");
+    let (account, _) = open(&store, data.path()).await.expect("a new account");
     let created =
         join_all((0..100).map(|number| account.create(record(&format!("sprite-{number}"))))).await;
     assert!(created.iter().all(Result::is_ok));
     account.close().await;
     let elsewhere = tempfile::tempdir().expect("a directory");
-    let (account, _) = open(&store, elsewhere.path(), 2).await.expect("the same account elsewhere");
+    let (account, _) = open(&store, elsewhere.path()).await.expect("the same account elsewhere");
     assert_eq!(account.contents().sprites.len(), 100);
     account.close().await;
 }
@@ -144,7 +138,7 @@ async fn a_change_that_the_bucket_refuses_did_not_happen() {
     let faulty = FaultyStore::new(Fault::None);
     let store: Arc<dyn ObjectStore> = Arc::new(faulty.clone());
     let data = tempfile::tempdir().expect("a directory");
-    let (account, _) = open(&store, data.path(), 1).await.expect("a new account");
+    let (account, _) = open(&store, data.path()).await.expect("a new account");
     let kept = account.create(record("kept")).await.expect("created");
 
     faulty.set(Fault::FailWrites);
@@ -159,7 +153,7 @@ async fn a_change_that_the_bucket_refuses_did_not_happen() {
     let later = account.create(record("later")).await.expect("the bucket is back");
     account.close().await;
     let elsewhere = tempfile::tempdir().expect("a directory");
-    let (account, _) = open(&store, elsewhere.path(), 2).await.expect("the same account elsewhere");
+    let (account, _) = open(&store, elsewhere.path()).await.expect("the same account elsewhere");
     assert_eq!(account.contents().sprites.values().cloned().collect::<Vec<_>>(), [kept, later]);
     account.close().await;
 }
@@ -169,8 +163,8 @@ async fn a_server_that_was_taken_over_can_change_nothing() {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let (old_data, new_data) =
         (tempfile::tempdir().expect("one"), tempfile::tempdir().expect("two"));
-    let (old, _) = open(&store, old_data.path(), 1).await.expect("a new account");
-    let (new, _) = open(&store, new_data.path(), 2).await.expect("taken over");
+    let (old, _) = open(&store, old_data.path()).await.expect("a new account");
+    let (new, _) = open(&store, new_data.path()).await.expect("taken over");
     new.create(record("mine")).await.expect("created");
     assert!(matches!(old.create(record("theirs")).await, Err(AccountError::Fenced)));
     old.close().await;
@@ -182,7 +176,7 @@ async fn a_server_that_was_taken_over_can_change_nothing() {
 async fn a_destroyed_sprite_can_be_had_back_until_it_is_forgotten() {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let data = tempfile::tempdir().expect("a directory");
-    let (account, _) = open(&store, data.path(), 1).await.expect("a new account");
+    let (account, _) = open(&store, data.path()).await.expect("a new account");
     let first = account.create(record("web")).await.expect("created");
     account.destroy(&first.name, first.id).await.expect("destroyed");
     let second = account.create(record("web")).await.expect("the name is free");
@@ -190,7 +184,7 @@ async fn a_destroyed_sprite_can_be_had_back_until_it_is_forgotten() {
     account.close().await;
 
     let elsewhere = tempfile::tempdir().expect("a directory");
-    let (account, _) = open(&store, elsewhere.path(), 2).await.expect("the same account elsewhere");
+    let (account, _) = open(&store, elsewhere.path()).await.expect("the same account elsewhere");
     assert_eq!(account.contents().destroyed.keys().collect::<Vec<_>>(), [&first.id]);
     let back = account.undelete(first.id, &name("web-2")).await.expect("had back");
     assert_eq!(*back, SpriteRecord { name: name("web-2"), ..SpriteRecord::clone(&first) });

@@ -73,7 +73,6 @@ pub(crate) enum BlankError {
 /// The blank volume of this bucket; made if there is none.
 pub(crate) async fn blank_volume(
     store: &Arc<dyn ObjectStore>,
-    epoch: u64,
     volumes: &Path,
 ) -> Result<VolumeId, BlankError> {
     if let Some(volume) = read(store).await? {
@@ -82,7 +81,7 @@ pub(crate) async fn blank_volume(
     let volume = VolumeId::now();
     info!(%volume, "make the blank volume");
     let directory = volumes.join(volume.to_string());
-    let made = make(store, volume, epoch, &directory).await;
+    let made = make(store, volume, &directory).await;
     if let Err(error) = tokio::fs::remove_dir_all(&directory).await {
         warn!(%volume, error = &error as &dyn std::error::Error, "remove what the blank volume was made in");
     }
@@ -115,15 +114,14 @@ async fn read(store: &Arc<dyn ObjectStore>) -> Result<Option<VolumeId>, BlankErr
 async fn make(
     store: &Arc<dyn ObjectStore>,
     id: VolumeId,
-    epoch: u64,
     directory: &Path,
 ) -> Result<(), BlankError> {
     crate::data::create_private(directory)
         .map_err(|source| BlankError::Local { path: directory.to_owned(), source })?;
     let failed = |action| move |source| BlankError::Volume { action, source };
     let log = Log::new(store.clone(), Key::from(format!("volumes/{id}/log")));
-    let (shipper, _) = log.open(&directory.join("map.db"), epoch).await.map_err(BlankError::Log)?;
-    let settings = Settings::new(id, epoch, directory.to_owned());
+    let (shipper, _) = log.open(&directory.join("map.db")).await.map_err(BlankError::Log)?;
+    let settings = Settings::new(id, shipper.epoch(), directory.to_owned());
     let volume = Volume::open(settings, store.clone(), Box::new(LogShip(shipper)))
         .await
         .map_err(failed("open"))?;

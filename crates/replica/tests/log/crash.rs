@@ -11,7 +11,7 @@ use std::{
 /// Ships one commit of a new database, then lets the caller go on with owner and shipper.
 async fn shipped(world: &World) -> (PathBuf, Connection, replica::Shipper) {
     let db = world.db("a.db");
-    let (mut shipper, _) = world.open(&db, 1).await;
+    let (mut shipper, _) = world.open(&db).await;
     let owner = own(&db);
     for key in 0..10 {
         put(&owner, key, 3000);
@@ -21,9 +21,9 @@ async fn shipped(world: &World) -> (PathBuf, Connection, replica::Shipper) {
 }
 
 /// Opens what a crash has left, as another process would; then ships and asserts that nothing is lost.
-async fn assert_comes_back(world: &World, db: &Path, node: u64, expected: Opened, rows: i64) {
+async fn assert_comes_back(world: &World, db: &Path, expected: Opened, rows: i64) {
     let before = world.log().head().await.expect("a head");
-    let (mut shipper, opened) = world.open(db, node).await;
+    let (mut shipper, opened) = world.open(db).await;
     assert_eq!(opened, expected);
     let owner = own(db);
     let read: i64 =
@@ -44,7 +44,7 @@ async fn killed_with_all_shipped() {
     let (db, _owner, _shipper) = shipped(&world).await;
     let left = world.db("left.db");
     crash_copy(&db, &left);
-    assert_comes_back(&world, &left, 1, Opened::Continued, 10).await;
+    assert_comes_back(&world, &left, Opened::Continued, 10).await;
 }
 
 #[tokio::test]
@@ -55,7 +55,7 @@ async fn killed_with_commits_that_were_not_shipped() {
     put(&owner, 11, 3000);
     let left = world.db("left.db");
     crash_copy(&db, &left);
-    assert_comes_back(&world, &left, 1, Opened::Continued, 12).await;
+    assert_comes_back(&world, &left, Opened::Continued, 12).await;
 }
 
 #[tokio::test]
@@ -69,7 +69,7 @@ async fn killed_between_the_request_and_the_note() {
     let left = world.db("left.db");
     crash_copy(&db, &left);
     fs::write(beside(&left, "-position"), note).expect("an old note");
-    assert_comes_back(&world, &left, 1, Opened::Continued, 12).await;
+    assert_comes_back(&world, &left, Opened::Continued, 12).await;
 }
 
 #[tokio::test]
@@ -90,9 +90,9 @@ async fn killed_after_a_checkpoint() {
     put(&owner, 100, 3000);
     let later = world.db("later.db");
     crash_copy(&db, &later);
-    assert_comes_back(&world, &later, 1, Opened::Continued, rows + 1).await;
+    assert_comes_back(&world, &later, Opened::Continued, rows + 1).await;
     // What was left first is behind now.
-    assert_comes_back(&world, &left, 1, Opened::Restored, rows + 2).await;
+    assert_comes_back(&world, &left, Opened::Restored, rows + 2).await;
 }
 
 #[tokio::test]
@@ -102,7 +102,7 @@ async fn closed_cleanly_leaves_no_wal() {
     drop(shipper);
     drop(owner);
     assert!(!beside(&db, "-wal").exists());
-    assert_comes_back(&world, &db, 1, Opened::Continued, 10).await;
+    assert_comes_back(&world, &db, Opened::Continued, 10).await;
 }
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn closed_by_the_owner_first_keeps_the_commits_in_the_wal() {
     drop(owner);
     drop(shipper);
     assert!(fs::metadata(beside(&db, "-wal")).expect("a WAL").len() > 0);
-    assert_comes_back(&world, &db, 1, Opened::Continued, 11).await;
+    assert_comes_back(&world, &db, Opened::Continued, 11).await;
 }
 
 #[tokio::test]
@@ -124,7 +124,7 @@ async fn commits_that_a_foreign_checkpoint_has_moved_are_kept() {
     drop(shipper);
     drop(owner);
     assert!(!beside(&db, "-wal").exists());
-    assert_comes_back(&world, &db, 1, Opened::Continued, 11).await;
+    assert_comes_back(&world, &db, Opened::Continued, 11).await;
 }
 
 #[tokio::test]
@@ -135,8 +135,8 @@ async fn commits_that_a_foreign_checkpoint_has_moved_are_lost_when_another_node_
     drop(shipper);
     drop(owner);
     let other = world.db("other.db");
-    assert_comes_back(&world, &other, 2, Opened::Restored, 10).await;
-    assert_comes_back(&world, &db, 1, Opened::Restored, 11).await;
+    assert_comes_back(&world, &other, Opened::Restored, 10).await;
+    assert_comes_back(&world, &db, Opened::Restored, 11).await;
     assert_eq!(count(&beside(&db, ".stale")), 11);
 }
 
@@ -148,7 +148,7 @@ async fn a_local_database_that_is_behind_is_set_aside() {
     crash_copy(&db, &left);
     put(&owner, 10, 3000);
     shipper.ship().await.expect("a ship");
-    assert_comes_back(&world, &left, 1, Opened::Restored, 11).await;
+    assert_comes_back(&world, &left, Opened::Restored, 11).await;
     assert_eq!(count(&beside(&left, ".stale")), 10);
 }
 
@@ -165,20 +165,23 @@ async fn a_local_database_that_diverged_is_set_aside_with_its_commits() {
     shipper.ship().await.expect("a ship");
     let crashed = world.db("crashed.db");
     crash_copy(&left, &crashed);
-    assert_comes_back(&world, &crashed, 1, Opened::Restored, 11).await;
+    assert_comes_back(&world, &crashed, Opened::Restored, 11).await;
     assert_eq!(count(&beside(&crashed, ".stale")), 12);
 }
 
 #[tokio::test]
 async fn only_one_database_is_set_aside() {
     let world = World::new();
-    let (db, owner, mut shipper) = shipped(&world).await;
+    let (db, owner, shipper) = shipped(&world).await;
+    drop((shipper, owner));
     let left = world.db("left.db");
     for key in 10..13 {
+        let (mut shipper, _) = world.open(&db).await;
+        let owner = own(&db);
         crash_copy(&db, &left);
         put(&owner, key, 3000);
         shipper.ship().await.expect("a ship");
-        assert_eq!(world.open(&left, 1).await.1, Opened::Restored);
+        assert_eq!(world.open(&left).await.1, Opened::Restored);
         assert_eq!(count(&beside(&left, ".stale")), key);
     }
 }
@@ -190,7 +193,7 @@ async fn a_missing_database_is_restored_whatever_else_is_left() {
     let left = world.db("left.db");
     crash_copy(&db, &left);
     fs::remove_file(&left).expect("the database");
-    assert_comes_back(&world, &left, 1, Opened::Restored, 10).await;
+    assert_comes_back(&world, &left, Opened::Restored, 10).await;
 }
 
 #[tokio::test]
@@ -208,7 +211,7 @@ async fn a_damaged_database_is_restored() {
     }] {
         let left = world.db("left.db");
         fs::write(&left, damaged).expect("a damaged copy");
-        assert_eq!(world.open(&left, 1).await.1, Opened::Restored);
+        assert_eq!(world.open(&left).await.1, Opened::Restored);
         assert_eq!(whole(&left), good);
     }
 }
@@ -225,12 +228,12 @@ async fn a_torn_wal_is_restored_when_it_lacks_what_was_shipped() {
     let wal = fs::read(beside(&left, "-wal")).expect("a WAL");
     // Without its last frame, only what was not shipped is missing.
     fs::write(beside(&left, "-wal"), &wal[..wal.len() - 1]).expect("a torn WAL");
-    assert_eq!(world.open(&left, 1).await.1, Opened::Continued);
+    assert_eq!(world.open(&left).await.1, Opened::Continued);
     assert_eq!(count(&left), 11);
     crash_copy(&db, &left);
     fs::remove_file(beside(&left, "-position")).expect("a note does not survive a loss of power");
     fs::write(beside(&left, "-wal"), &wal[..wal.len() / 2]).expect("a torn WAL");
-    assert_eq!(world.open(&left, 1).await.1, Opened::Restored);
+    assert_eq!(world.open(&left).await.1, Opened::Restored);
     assert_eq!(count(&left), 11);
 }
 
@@ -239,7 +242,7 @@ async fn a_note_that_cannot_be_written_fails_nothing() {
     let world = World::new();
     let db = world.db("a.db");
     fs::create_dir(beside(&db, "-position")).expect("something in the way");
-    let (mut shipper, _) = world.open(&db, 1).await;
+    let (mut shipper, _) = world.open(&db).await;
     let owner = own(&db);
     for key in 0..3 {
         put(&owner, key, 3000);

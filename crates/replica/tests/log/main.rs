@@ -3,5 +3,6 @@
 mod crash;
 mod faulty;
 mod race;
+mod rewind;
 mod ship;
 mod world;

@@ -17,7 +17,7 @@ async fn an_empty_log_has_no_head_and_restores_nothing() {
     assert_eq!(world.log().head().await.expect("a list"), None);
     assert_eq!(world.log().restore(&db).await.expect("a list"), None);
     assert!(!db.exists());
-    let (mut shipper, opened) = world.open(&db, 1).await;
+    let (mut shipper, opened) = world.open(&db).await;
     assert_eq!(opened, Opened::New);
     assert_eq!(shipper.ship().await.expect("nothing to ship"), Position { txid: 0, checksum: 0 });
 }
@@ -27,7 +27,7 @@ async fn each_ship_is_one_transaction_and_none_costs_no_request() {
     let store = Arc::new(Faulty::new());
     let world = World::on(store.clone());
     let db = world.db("a.db");
-    let (mut shipper, _) = world.open(&db, 1).await;
+    let (mut shipper, _) = world.open(&db).await;
     let owner = own(&db);
     for txid in 1..20 {
         for key in 0..txid {
@@ -52,7 +52,7 @@ async fn a_database_that_existed_before_its_log_is_shipped_whole() {
     drop(owner);
     let owner = own(&db);
     put(&owner, 2, 50_000);
-    let (mut shipper, opened) = world.open(&db, 1).await;
+    let (mut shipper, opened) = world.open(&db).await;
     assert_eq!(opened, Opened::New);
     shipper.ship().await.expect("a ship");
     world.assert_restores_to(&db).await;
@@ -66,7 +66,7 @@ async fn a_database_outside_of_wal_mode_is_refused() {
         .expect("a database")
         .execute_batch("CREATE TABLE t (k)")
         .expect("a table");
-    let (mut shipper, _) = world.open(&db, 1).await;
+    let (mut shipper, _) = world.open(&db).await;
     assert!(matches!(shipper.ship().await, Err(Error::Unshippable { .. })));
 }
 
@@ -74,7 +74,7 @@ async fn a_database_outside_of_wal_mode_is_refused() {
 async fn shrinking_is_shipped() {
     let world = World::new();
     let db = world.db("a.db");
-    let (mut shipper, _) = world.open(&db, 1).await;
+    let (mut shipper, _) = world.open(&db).await;
     let owner = own(&db);
     for key in 0..100 {
         put(&owner, key, 10_000);
@@ -96,7 +96,7 @@ async fn shrinking_is_shipped() {
 async fn a_long_wal_is_checkpointed_and_shipping_goes_on() {
     let world = World::new();
     let db = world.db("a.db");
-    let (mut shipper, _) = world.open(&db, 1).await;
+    let (mut shipper, _) = world.open(&db).await;
     let owner = own(&db);
     let wal = crate::world::beside(&db, "-wal");
     let mut emptied = 0;
@@ -115,7 +115,7 @@ async fn a_long_wal_is_checkpointed_and_shipping_goes_on() {
 async fn a_reader_delays_the_checkpoint_only() {
     let world = World::new();
     let db = world.db("a.db");
-    let (mut shipper, _) = world.open(&db, 1).await;
+    let (mut shipper, _) = world.open(&db).await;
     let owner = own(&db);
     put(&owner, 1, 100);
     shipper.ship().await.expect("a ship");
@@ -137,7 +137,7 @@ async fn a_reader_delays_the_checkpoint_only() {
 async fn a_checkpoint_by_somebody_else_loses_nothing() {
     let world = World::new();
     let db = world.db("a.db");
-    let (mut shipper, _) = world.open(&db, 1).await;
+    let (mut shipper, _) = world.open(&db).await;
     let owner = own(&db);
     for key in 0..10 {
         put(&owner, key, 5000);
@@ -156,24 +156,24 @@ async fn a_checkpoint_by_somebody_else_loses_nothing() {
 async fn many_small_files_end_in_a_snapshot() {
     let world = World::new();
     let db = world.db("a.db");
-    let (mut shipper, _) = world.open(&db, 1).await;
+    let (mut shipper, _) = world.open(&db).await;
     let owner = own(&db);
-    for key in 0..1001 {
+    for key in 0..502 {
         put(&owner, key, 20);
         shipper.ship().await.expect("a ship");
     }
-    let snapshot = Key::from("volumes/one/log/0009/0000000000000001-00000000000003e8.ltx");
-    world.store.head(&snapshot).await.expect("a snapshot at 1000");
+    let snapshot = Key::from("volumes/one/log/0009/0000000000000001-00000000000001f5.ltx");
+    world.store.head(&snapshot).await.expect("a snapshot at 501");
     world.assert_restores_to(&db).await;
     drop((owner, shipper));
-    assert_eq!(world.open(&db, 1).await.1, Opened::Continued);
+    assert_eq!(world.open(&db).await.1, Opened::Continued);
 }
 
 #[tokio::test]
 async fn a_damaged_or_missing_file_is_refused_and_leaves_what_was_there() {
     let world = World::new();
     let db = world.db("a.db");
-    let (mut shipper, _) = world.open(&db, 1).await;
+    let (mut shipper, _) = world.open(&db).await;
     let owner = own(&db);
     for key in 0..5 {
         put(&owner, key, 2000);
@@ -209,7 +209,7 @@ async fn a_damaged_or_missing_file_is_refused_and_leaves_what_was_there() {
 async fn logs_in_one_bucket_do_not_mix() {
     let world = World::new();
     let other = Log::new(world.store.clone(), Key::from("volumes/one"));
-    let (mut shipper, _) = world.open(&world.db("a.db"), 1).await;
+    let (mut shipper, _) = world.open(&world.db("a.db")).await;
     let owner = own(&world.db("a.db"));
     put(&owner, 1, 10);
     shipper.ship().await.expect("a ship");
@@ -251,7 +251,7 @@ proptest! {
 async fn run(steps: Vec<Step>) {
     let world = World::new();
     let db = world.db("a.db");
-    let (mut shipper, _) = world.open(&db, 1).await;
+    let (mut shipper, _) = world.open(&db).await;
     let mut owner = own(&db);
     let mut shipped = false;
     for step in steps {
@@ -264,7 +264,7 @@ async fn run(steps: Vec<Step>) {
                 drop(owner);
                 drop(shipper);
                 let opened;
-                (shipper, opened) = world.open(&db, 1).await;
+                (shipper, opened) = world.open(&db).await;
                 assert_eq!(opened, if shipped { Opened::Continued } else { Opened::New });
                 owner = own(&db);
             }

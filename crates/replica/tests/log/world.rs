@@ -34,8 +34,8 @@ impl World {
         self.directory.path().join(name)
     }
 
-    pub(crate) async fn open(&self, db: &Path, node: u64) -> (Shipper, Opened) {
-        self.log().open(db, node).await.expect("the log opens")
+    pub(crate) async fn open(&self, db: &Path) -> (Shipper, Opened) {
+        self.log().open(db).await.expect("the log opens")
     }
 
     /// Restores the log and asserts that it is this database with all its commits, byte for byte.
@@ -88,7 +88,7 @@ pub(crate) fn count(db: &Path) -> i64 {
 
 /// Copies a database as a crash of its owner would leave it.
 pub(crate) fn crash_copy(from: &Path, to: &Path) {
-    for suffix in ["", "-wal", "-position"] {
+    for suffix in ["", "-wal", "-position", "-writer"] {
         let (from, to) = (beside(from, suffix), beside(to, suffix));
         if from.is_file() {
             fs::copy(from, to).expect("a copy");
@@ -115,7 +115,8 @@ pub(crate) fn whole(db: &Path) -> Vec<u8> {
     fs::read(copy).expect("the copy")
 }
 
-fn check(db: &Path) -> String {
+/// What SQLite says of a database.
+pub(crate) fn check(db: &Path) -> String {
     let connection = Connection::open(db).expect("a database");
     connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).expect("a check")
 }
