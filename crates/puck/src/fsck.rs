@@ -12,7 +12,7 @@ use api::name::{NameError, OrgName, SpriteName};
 use object_store::{ObjectStore, path::Path as Key};
 use replica::Log;
 use std::{path::Path, sync::Arc};
-use volume::fsck::Depth;
+use volume::{Depth, Keys};
 
 /// Check that the disks of sprites are whole in a bucket
 ///
@@ -80,8 +80,9 @@ async fn check_sprite(
         println!("{}: nothing is in the bucket yet", record.name);
         return Ok(true);
     }
-    let report =
-        volume::fsck::fsck(&map, store.clone(), depth).await.context("check the volume")?;
+    let report = volume::fsck(&map, store.clone(), Keys::default(), depth)
+        .await
+        .context("check the volume")?;
     for error in &report.errors {
         println!("{}: {error}", record.name);
     }
