@@ -39,7 +39,8 @@ pub struct NewCheckpoint {
 
 impl From<CheckpointRow> for Checkpoint {
     fn from(row: CheckpointRow) -> Self {
-        let CheckpointRow { id, layer: _, created, comment, auto, source, history } = row;
+        let CheckpointRow { id, layer: _, created, comment, auto, commented: _, source, history } =
+            row;
         Self { id, created, comment, auto, source, history }
     }
 }
@@ -114,7 +115,7 @@ impl Volume {
     }
 }
 
-fn frozen_layer(cut: &Cut) -> Result<crate::map::LayerId, Error> {
+pub(crate) fn frozen_layer(cut: &Cut) -> Result<crate::map::LayerId, Error> {
     cut.layer
         .get()
         .copied()
@@ -122,7 +123,7 @@ fn frozen_layer(cut: &Cut) -> Result<crate::map::LayerId, Error> {
 }
 
 /// The marked blocks of a region as ranges.
-fn ranges(region: u32, marked: &[bool]) -> Vec<Range<u32>> {
+pub(crate) fn ranges(region: u32, marked: &[bool]) -> Vec<Range<u32>> {
     let mut ranges: Vec<Range<u32>> = Vec::new();
     for (block, _) in (region * REGION_BLOCKS..).zip(marked).filter(|(_, marked)| **marked) {
         match ranges.last_mut() {

@@ -19,11 +19,11 @@ mod syncer;
 pub use syncer::Syncer;
 
 use crate::{
-    Error, Volume,
+    Error, View, Volume,
     error::{Attempt as _, ErrorKind},
 };
-use fuse::Disk;
-use loops::Loop;
+use fuse::{Blocks, Disk};
+use loops::{Access, Loop};
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::{
     ffi::CString,
@@ -32,7 +32,6 @@ use std::{
     os::fd::{AsRawFd as _, OwnedFd},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -58,15 +57,26 @@ impl Device {
     ///
     /// `generation` tells one attachment from another in `/proc/mounts` and `losetup`.
     pub fn attach(volume: Volume, dir: &Path, generation: u64) -> Result<Self, Error> {
-        let fuse = Fuse::mount(volume, dir, generation)?;
+        Self::attach_blocks(Blocks::Live(volume), dir, generation)
+    }
+
+    /// Serves a frozen state in the same way, read-only. A filesystem on it must not be asked to replay its journal: ext4
+    /// is mounted with `ro,noload`.
+    pub fn attach_view(view: View, dir: &Path, generation: u64) -> Result<Self, Error> {
+        Self::attach_blocks(Blocks::Frozen(view), dir, generation)
+    }
+
+    fn attach_blocks(blocks: Blocks, dir: &Path, generation: u64) -> Result<Self, Error> {
+        let access = if blocks.is_frozen() { Access::ReadOnly } else { Access::ReadWrite };
+        let fuse = Fuse::mount(blocks, dir, generation)?;
         let file = OpenOptions::new()
             .read(true)
-            .write(true)
+            .write(access == Access::ReadWrite)
             .custom_flags(rustix::fs::OFlags::DIRECT.bits().cast_signed())
             .open(dir.join(fuse::FILE_NAME))
             .attempt("open the FUSE file")?;
-        let device =
-            Loop::configure(&file, generation).attempt("put a loop device on the FUSE file")?;
+        let device = Loop::configure(&file, generation, access)
+            .attempt("put a loop device on the FUSE file")?;
         Ok(Self { device: Some(device), fuse: Some(fuse) })
     }
 
@@ -126,7 +136,7 @@ struct Fuse {
 }
 
 impl Fuse {
-    fn mount(volume: Volume, dir: &Path, generation: u64) -> Result<Self, Error> {
+    fn mount(blocks: Blocks, dir: &Path, generation: u64) -> Result<Self, Error> {
         let fuse = OpenOptions::new()
             .read(true)
             .write(true)
@@ -141,7 +151,7 @@ impl Fuse {
         rustix::mount::mount(name, dir, "fuse", flags, options.as_c_str())
             .attempt("mount the FUSE file")?;
         let mut mounted = Self { dir: dir.to_owned(), connection: 0, thread: None };
-        mounted.thread = Some(serve(volume, fuse.into()).attempt("serve the FUSE file")?);
+        mounted.thread = Some(serve(blocks, fuse.into()).attempt("serve the FUSE file")?);
         let device = rustix::fs::stat(dir).attempt("look at the FUSE mount")?.st_dev;
         mounted.connection = rustix::fs::minor(device);
         Ok(mounted)
@@ -188,7 +198,7 @@ fn is_mount(dir: &Path) -> bool {
 }
 
 /// Runs the session on threads that are marked. Returns when the kernel has agreed on the protocol.
-fn serve(volume: Volume, fuse: OwnedFd) -> io::Result<JoinHandle<io::Result<()>>> {
+fn serve(blocks: Blocks, fuse: OwnedFd) -> io::Result<JoinHandle<io::Result<()>>> {
     let mut config = fuser::Config::default();
     config.acl = fuser::SessionACL::All;
     config.n_threads = Some(THREADS);
@@ -198,7 +208,7 @@ fn serve(volume: Volume, fuse: OwnedFd) -> io::Result<JoinHandle<io::Result<()>>
         if let Err(error) = mark_io_flusher() {
             tracing::warn!(%error, "cannot mark the threads of the block device; it may stall when memory is short");
         }
-        let disk = Disk::new(Arc::new(volume));
+        let disk = Disk::new(blocks);
         let session = fuser::Session::from_fd(disk, fuse, fuser::SessionACL::All, config);
         match session {
             Ok(session) => {

@@ -6,6 +6,8 @@
 //!
 //! Every block is checked against the map's CRC32C before it is given to a caller or put into the cache.
 //!
+//! The cache is of the live state. Runs that are read for another state stay in memory for a while instead ([`Recent`]).
+//!
 //! # Failure
 //!
 //! A request is repeated with growing waits for about a minute, then the read fails as `Unavailable`. Damage (a missing
@@ -24,7 +26,7 @@ use base::backoff::Backoff;
 use bytes::Bytes;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     ops::Range,
     sync::{
         Arc, Condvar, Mutex,
@@ -120,6 +122,42 @@ impl Drop for Claim {
 
 const RUN_BYTES: u64 = RUN_BLOCKS as u64 * BLOCK_BYTES as u64;
 
+/// Where runs go besides to those who wait for them.
+#[derive(Debug, Clone, Copy)]
+enum Landing {
+    /// Into the cache: they are of the live state as it was at the ticket.
+    Cache(Ticket),
+    /// Into memory, for whoever reads the same frozen state next.
+    Recent,
+    /// Nowhere: they are read once.
+    Nowhere,
+}
+
+/// The most runs of frozen states that are kept: 8 MiB.
+const RECENT_RUNS_MAX: usize = 128;
+
+/// Runs that were read for frozen states, the newest last.
+#[derive(Debug, Default)]
+struct Recent(VecDeque<(RunKey, Arc<Vec<u8>>)>);
+
+impl Recent {
+    fn find(&mut self, key: RunKey) -> Option<Arc<Vec<u8>>> {
+        let at = self.0.iter().position(|(kept, _)| *kept == key)?;
+        let found = self.0.remove(at)?;
+        let run = found.1.clone();
+        self.0.push_back(found);
+        Some(run)
+    }
+
+    fn insert(&mut self, key: RunKey, run: Arc<Vec<u8>>) {
+        self.0.retain(|(kept, _)| *kept != key);
+        if self.0.len() >= RECENT_RUNS_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back((key, run));
+    }
+}
+
 /// Reads sealed blocks of one volume.
 #[derive(Debug)]
 pub(crate) struct Fetcher {
@@ -128,6 +166,7 @@ pub(crate) struct Fetcher {
     map: Arc<Map>,
     cache: Arc<Cache>,
     flights: Mutex<HashMap<RunKey, Arc<Flight>>>,
+    recent: Mutex<Recent>,
     ahead_bytes: AtomicU64,
     waits: Backoff,
     keys: Keys,
@@ -148,6 +187,7 @@ impl Fetcher {
             map,
             cache,
             flights: Mutex::default(),
+            recent: Mutex::default(),
             ahead_bytes: AtomicU64::new(0),
             waits,
             keys: settings.keys.clone(),
@@ -160,6 +200,52 @@ impl Fetcher {
         ticket: Ticket,
         needed: &[Wanted],
         ahead: &[Wanted],
+        each: impl FnMut(u32, &[u8]),
+    ) -> Result<(), Error> {
+        self.fetch_to(Landing::Cache(ticket), needed, ahead, each)
+    }
+
+    /// Reads blocks of a frozen state, as [`Self::fetch`] does, past the cache.
+    pub(crate) fn fetch_frozen(
+        self: &Arc<Self>,
+        needed: &[Wanted],
+        ahead: &[Wanted],
+        mut each: impl FnMut(u32, &[u8]),
+    ) -> Result<(), Error> {
+        let mut missing = Vec::new();
+        for (key, wanted) in by_run(needed) {
+            let Some(run) = lock(&self.recent).find(key) else {
+                missing.extend(wanted);
+                continue;
+            };
+            for wanted in &wanted {
+                each(wanted.block, wanted.find(&run).ok_or_else(|| self.damaged(wanted))?);
+            }
+        }
+        let mut ahead = ahead.to_vec();
+        ahead.retain(|wanted| lock(&self.recent).find(wanted.run()).is_none());
+        self.fetch_to(Landing::Recent, &missing, &ahead, each)
+    }
+
+    /// Reads blocks that nobody will read again from where they are.
+    pub(crate) fn fetch_once(
+        self: &Arc<Self>,
+        needed: &[Wanted],
+        each: impl FnMut(u32, &[u8]),
+    ) -> Result<(), Error> {
+        self.fetch_to(Landing::Nowhere, needed, &[], each)
+    }
+
+    /// Forgets the runs of frozen states.
+    pub(crate) fn forget_recent(&self) {
+        *lock(&self.recent) = Recent::default();
+    }
+
+    fn fetch_to(
+        self: &Arc<Self>,
+        landing: Landing,
+        needed: &[Wanted],
+        ahead: &[Wanted],
         mut each: impl FnMut(u32, &[u8]),
     ) -> Result<(), Error> {
         let mut runs = by_run(needed);
@@ -168,8 +254,8 @@ impl Fetcher {
         for (key, wanted) in &mut runs {
             wanted.extend(ahead_runs.remove(key).into_iter().flatten());
         }
-        let waiting = self.depart(ticket, runs, false)?;
-        self.depart(ticket, ahead_runs, true)?;
+        let waiting = self.depart(landing, runs, false)?;
+        self.depart(landing, ahead_runs, true)?;
         let needed_by_run = by_run(needed);
         for (key, flight) in needed_keys.into_iter().zip(waiting) {
             let run = flight
@@ -186,7 +272,7 @@ impl Fetcher {
     /// Joins flights that are on their way and starts the others. Returns the flights in the order of the runs.
     fn depart(
         self: &Arc<Self>,
-        ticket: Ticket,
+        landing: Landing,
         runs: BTreeMap<RunKey, Vec<Wanted>>,
         ahead: bool,
     ) -> Result<Vec<Arc<Flight>>, Error> {
@@ -210,7 +296,7 @@ impl Fetcher {
             claims.push(Claim { fetcher: self.clone(), key, flight, wanted, ahead });
         }
         for get in self.gets(claims)? {
-            self.runtime.spawn(get.run(self.clone(), ticket));
+            self.runtime.spawn(get.run(self.clone(), landing));
         }
         Ok(flights)
     }
@@ -266,9 +352,9 @@ struct Get {
 }
 
 impl Get {
-    async fn run(self, fetcher: Arc<Fetcher>, ticket: Ticket) {
+    async fn run(self, fetcher: Arc<Fetcher>, landing: Landing) {
         match self.request(&fetcher).await {
-            Ok(bytes) => self.land(&fetcher.cache, &fetcher.keys, ticket, &bytes),
+            Ok(bytes) => self.land(&fetcher, landing, &bytes),
             Err(error) => {
                 if error.kind() == ErrorKind::Corrupt {
                     let key = self.table.name.key();
@@ -307,16 +393,25 @@ impl Get {
         }
     }
 
-    fn land(&self, cache: &Cache, keys: &Keys, ticket: Ticket, bytes: &Bytes) {
+    fn land(&self, fetcher: &Fetcher, landing: Landing, bytes: &Bytes) {
         for claim in &self.claims {
             let run = &self.table.runs[claim.key.run as usize];
             let from =
                 usize::try_from(run.offset - self.range.start).expect("a GET is at most a few MiB");
             let stored = &bytes[from..from + run.stored_bytes as usize];
-            match run.decode((&self.table.name, claim.key.run), stored, keys) {
+            match run.decode((&self.table.name, claim.key.run), stored, &fetcher.keys) {
                 Ok(data) => {
-                    fill(cache, ticket, &claim.wanted, &data);
-                    claim.flight.land(Ok(Arc::new(data)));
+                    let data = Arc::new(data);
+                    match landing {
+                        Landing::Cache(ticket) => {
+                            fill(&fetcher.cache, ticket, &claim.wanted, &data);
+                        }
+                        Landing::Recent => {
+                            lock(&fetcher.recent).insert(claim.key, data.clone());
+                        }
+                        Landing::Nowhere => {}
+                    }
+                    claim.flight.land(Ok(data));
                 }
                 Err(error) => {
                     let key = self.table.name.key();

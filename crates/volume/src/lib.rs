@@ -36,18 +36,23 @@ mod extents;
 mod failpoint;
 mod fetch;
 mod flush;
+mod fsck;
 mod journal;
 mod keys;
 mod map;
 mod memory;
 mod meter;
 mod pace;
+mod pin;
+mod prune;
 mod reclaim;
+mod rewind;
 mod seal;
 mod segment;
 mod settings;
 mod sync;
 mod tail;
+mod view;
 mod volume;
 
 pub mod blank;
@@ -59,10 +64,13 @@ pub use checkpoint::{Checkpoint, NewCheckpoint};
 pub use device::{Device, Syncer, mark_io_flusher};
 pub use encrypted::Encrypted;
 pub use error::{Error, ErrorKind};
+pub use fsck::{Depth, Orphan, Report, fsck};
 pub use keys::{Keys, VolumeKey};
-pub use map::fork;
+pub use map::{Pin, fork, fork_pinned, origins};
 pub use meter::{Metered, Traffic};
+pub use pin::ForkPoint;
 pub use settings::{Acknowledge, Durability, Settings};
+pub use view::View;
 pub use volume::{Counters, Cut, Lag, Ship, State, Stats, Trouble, Volume};
 
 base::id!(

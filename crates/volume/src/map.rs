@@ -10,6 +10,7 @@
 //!   short range scan. `entries` is drawn in [`region`].
 //! - `segment`: the small integer that entries use, the segment's name, its run table, and how many entries name it.
 //! - `checkpoint`: an id on a frozen layer.
+//! - `pin`: a frozen layer that a fork begins with. What is visible through it never changes while the fork exists.
 //!
 //! # Invariants
 //!
@@ -23,15 +24,29 @@
 //! A transaction that fails changes nothing, in the file and in memory. The database is written with `synchronous=NORMAL`
 //! in WAL mode and never checkpointed here: whoever ships the log owns the WAL.
 
+mod audit;
 mod checkpoints;
+mod fork;
+mod frozen;
+mod graft;
+mod pins;
 mod reclaim;
 mod region;
+mod regions;
+mod repoint;
 mod schema;
 
+pub(crate) use audit::{Audit, Named, SegmentRow};
 pub(crate) use checkpoints::{CheckpointRow, NewRow};
-pub(crate) use reclaim::{Garbage, MergeCursor};
+pub use fork::{fork, fork_pinned, origins};
+pub(crate) use frozen::Frozen;
+pub(crate) use graft::OldMap;
+pub use pins::Pin;
+pub(crate) use pins::Pinned;
+pub(crate) use reclaim::{Garbage, MergeCursor, Window};
 pub(crate) use region::{Entry, REGION_BLOCKS, Region};
-pub use schema::fork;
+use regions::Regions;
+pub(crate) use repoint::{Move, Repoint, Sparse};
 
 use crate::{
     VolumeId,
@@ -43,7 +58,7 @@ use crate::{
 use base::__uuid::Uuid;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, Weak},
@@ -53,7 +68,7 @@ use std::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct LayerId(pub u32);
 
-/// The most regions that are kept resolved: 4 KiB each, so 6 MiB.
+/// The most regions of the live state that are kept resolved: 4 KiB each, so 6 MiB.
 const REGIONS_MAX: usize = 1536;
 
 /// The most segments whose run tables are kept: up to 24 KiB each, 1.5 KiB for a full one of 8 MiB.
@@ -79,6 +94,8 @@ struct Reader {
     /// The head layer, its parent, and so on.
     stack: Vec<LayerId>,
     regions: Regions,
+    /// Counts the transactions that changed where frozen blocks are, so that what others keep resolved is looked up again.
+    repoints: u64,
     segments: HashMap<u32, Arc<SegmentTable>>,
 }
 
@@ -118,8 +135,8 @@ impl Map {
         let write = schema::open(path, volume, epoch)?;
         let connection = schema::connect(path)?;
         let stack = stack_of(&connection, head(&connection)?)?;
-        let reader =
-            Reader { connection, stack, regions: Regions::default(), segments: HashMap::new() };
+        let regions = Regions::new(REGIONS_MAX);
+        let reader = Reader { connection, stack, regions, repoints: 0, segments: HashMap::new() };
         Ok(Self {
             path: path.to_owned(),
             write: Mutex::new(write),
@@ -306,7 +323,8 @@ impl<'a> Rows<'a> {
         match new {
             Some(new) if !new.is_empty() => self
                 .transaction
-                .prepare_cached("INSERT OR REPLACE INTO map (key, entries) VALUES (?1, ?2)")
+                // An update of the entries leaves the index on the layer alone, which replacing the row would not.
+                .prepare_cached("INSERT INTO map (key, entries) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET entries = excluded.entries")
                 .and_then(|mut insert| insert.execute(params![key, new.encode()])),
             _ => self
                 .transaction
@@ -350,8 +368,8 @@ fn insert_segment(
     let now = jiff::Timestamp::now().as_millisecond();
     transaction
         .prepare_cached(
-            "INSERT INTO segment (origin, epoch, sequence, bytes, data_offset, runs, blocks, refs, dead)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?8)",
+            "INSERT INTO segment (origin, epoch, sequence, bytes, data_offset, runs, blocks, refs, dead, created)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?8, ?8)",
         )
         .and_then(|mut insert| {
             let blocks = i64::try_from(blocks).expect("a batch is bounded");
@@ -390,6 +408,13 @@ fn push_layer(transaction: &Transaction<'_>, parent: LayerId) -> Result<LayerId,
     transaction
         .execute("INSERT INTO layer (parent) VALUES (?1)", [parent.0])
         .attempt("push a layer")?;
+    let id = u32::try_from(transaction.last_insert_rowid());
+    id.map(LayerId).map_err(|_error| Error::new(ErrorKind::Internal, "layer numbers ran out"))
+}
+
+/// A layer on nothing.
+fn push_bottom(transaction: &Transaction<'_>) -> Result<LayerId, Error> {
+    transaction.execute("INSERT INTO layer (parent) VALUES (NULL)", []).attempt("push a layer")?;
     let id = u32::try_from(transaction.last_insert_rowid());
     id.map(LayerId).map_err(|_error| Error::new(ErrorKind::Internal, "layer numbers ran out"))
 }
@@ -466,48 +491,6 @@ fn signed(number: u64) -> i64 {
 fn unsigned(number: i64) -> Result<u64, Error> {
     u64::try_from(number)
         .map_err(|error| Error::with(ErrorKind::Corrupt, "a negative number in the map", error))
-}
-
-/// Resolved regions, bounded; evicted in the order of a clock with one chance.
-#[derive(Debug, Default)]
-struct Regions {
-    resolved: HashMap<u32, (Arc<Region>, bool)>,
-    clock: VecDeque<u32>,
-}
-
-impl Regions {
-    fn find(&mut self, region: u32) -> Option<Arc<Region>> {
-        let (resolved, used) = self.resolved.get_mut(&region)?;
-        *used = true;
-        Some(resolved.clone())
-    }
-
-    fn insert(&mut self, region: u32, resolved: Arc<Region>) {
-        while self.resolved.len() >= REGIONS_MAX {
-            let Some(oldest) = self.clock.pop_front() else { break };
-            match self.resolved.get_mut(&oldest) {
-                Some((_, used)) if *used => {
-                    *used = false;
-                    self.clock.push_back(oldest);
-                }
-                _ => drop(self.resolved.remove(&oldest)),
-            }
-        }
-        if self.resolved.insert(region, (resolved, false)).is_none() {
-            self.clock.push_back(region);
-        }
-    }
-
-    fn overlay(&mut self, region: u32, change: &Region) {
-        if let Some((resolved, _)) = self.resolved.get_mut(&region) {
-            Arc::make_mut(resolved).overlay(change);
-        }
-    }
-
-    fn clear(&mut self) {
-        self.resolved.clear();
-        self.clock.clear();
-    }
 }
 
 #[cfg(test)]

@@ -16,10 +16,10 @@
 //! the segments alone.
 
 mod encode;
+mod head;
 
-#[cfg(test)]
-pub(crate) use encode::decrypt_head;
-pub(crate) use encode::{Encoded, encode};
+pub(crate) use encode::{Encoded, decrypt_head, encode};
+pub(crate) use head::Head;
 
 use crate::{
     BLOCK_BYTES, VolumeId,

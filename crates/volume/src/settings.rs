@@ -64,8 +64,8 @@ pub struct Settings {
     pub seal_bytes: u64,
     /// With so many unsealed bytes, writers wait until the bucket has taken some. From half of it on they are slowed down.
     pub tail_bytes_max: u64,
-    /// A segment that nothing names is deleted so long after the log that says so was shipped. It must be longer than
-    /// any read of a segment takes.
+    /// How far back the volume can be rewound: a segment that nothing names is deleted so long after it became so. It must
+    /// be longer than any read of a segment takes.
     pub garbage_delay: Duration,
     /// The size of a journal file.
     pub journal_file_bytes: u64,
@@ -77,7 +77,7 @@ pub struct Settings {
 
 impl Settings {
     /// The defaults: flushes from the local disk, a cache of 10 GiB, a segment each second or at 8 MiB, a tail of at most
-    /// 1 GiB, ten minutes until garbage is deleted, journal files of 16 MiB, retries from 100 ms to 5 s.
+    /// 1 GiB, 24 hours until garbage is deleted, journal files of 16 MiB, retries from 100 ms to 5 s.
     #[must_use]
     pub fn new(volume: VolumeId, epoch: u64, dir: PathBuf) -> Self {
         Self {
@@ -92,7 +92,7 @@ impl Settings {
             seal_interval: Duration::from_secs(1),
             seal_bytes: 8 << 20,
             tail_bytes_max: 1 << 30,
-            garbage_delay: Duration::from_secs(600),
+            garbage_delay: Duration::from_secs(24 * 3600),
             journal_file_bytes: 16 << 20,
             retry_wait: Duration::from_millis(100),
             failpoints: Failpoints::default(),

@@ -1,6 +1,8 @@
 //! What tests need around a volume: a bucket that misbehaves on a seed, a log that copies the database, and processes that
 //! die.
 
+pub(crate) mod world;
+
 use crate::{Ship, failpoint::Plan};
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream::BoxStream};

@@ -1,6 +1,6 @@
 //! The FUSE filesystem: a directory with one file of the volume's size.
 
-use crate::{BLOCK_BYTES, Error, ErrorKind, VOLUME_BYTES, Volume, volume::Admission};
+use crate::{BLOCK_BYTES, Error, ErrorKind, VOLUME_BYTES, View, Volume, volume::Admission};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen,
@@ -37,36 +37,63 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// What is behind the file.
+pub(super) enum Blocks {
+    Live(Volume),
+    Frozen(View),
+}
+
+impl Blocks {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        match self {
+            Self::Live(volume) => volume.read(offset, buffer),
+            Self::Frozen(view) => view.read(offset, buffer),
+        }
+    }
+
+    /// What can be written to.
+    fn live(&self) -> Result<&Volume, Errno> {
+        match self {
+            Self::Live(volume) => Ok(volume),
+            Self::Frozen(_) => Err(Errno::EROFS),
+        }
+    }
+
+    pub(super) fn is_frozen(&self) -> bool {
+        matches!(self, Self::Frozen(_))
+    }
+}
+
 /// The file's operations, as calls of the volume.
 #[derive(Clone)]
 pub(super) struct Disk {
-    volume: Arc<Volume>,
+    blocks: Arc<Blocks>,
 }
 
 impl Disk {
-    pub(super) fn new(volume: Arc<Volume>) -> Self {
-        Self { volume }
+    pub(super) fn new(blocks: Blocks) -> Self {
+        Self { blocks: Arc::new(blocks) }
     }
+}
 
-    /// Answers a request that is in the journal: at once, or in a task when there is room for more. So no serving thread
-    /// waits for the bucket, and reads go on whoever is blocked. There are never more such requests than the kernel keeps
-    /// under way, and none holds data.
-    fn when_admitted(
-        &self,
-        operation: &'static str,
-        begun: Result<Admission, Error>,
-        answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
-    ) {
-        match begun {
-            Ok(admission) if !admission.is_immediate() => {
-                let volume = self.volume.clone();
-                self.volume.spawn(async move {
-                    volume.admitted(admission).await;
-                    answer(Ok(()));
-                });
-            }
-            result => answer(result.map(drop).map_err(|error| errno(operation, &error))),
+/// Answers a request that is in the journal: at once, or in a task when there is room for more. So no serving thread waits
+/// for the bucket, and reads go on whoever is blocked. There are never more such requests than the kernel keeps under way,
+/// and none holds data.
+fn when_admitted(
+    operation: &'static str,
+    volume: &Volume,
+    begun: Result<Admission, Error>,
+    answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
+) {
+    match begun {
+        Ok(admission) if !admission.is_immediate() => {
+            let waiting = volume.clone();
+            volume.spawn(async move {
+                waiting.admitted(admission).await;
+                answer(Ok(()));
+            });
         }
+        result => answer(result.map(drop).map_err(|error| errno(operation, &error))),
     }
 }
 
@@ -135,7 +162,7 @@ impl Filesystem for Disk {
         let length = u64::from(size).min(VOLUME_BYTES.saturating_sub(offset));
         BUFFER.with_borrow_mut(|buffer| {
             buffer.resize(usize::try_from(length).expect("a request is at most a few MiB"), 0);
-            match self.volume.read(offset, buffer) {
+            match self.blocks.read(offset, buffer) {
                 Ok(()) => reply.data(buffer),
                 Err(error) => reply.error(errno("read", &error)),
             }
@@ -157,13 +184,20 @@ impl Filesystem for Disk {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let volume = match self.blocks.live() {
+            Ok(volume) => volume,
+            Err(errno) => return reply.error(errno),
+        };
         let length = u32::try_from(data.len()).expect("a request is at most a few MiB");
-        self.when_admitted("write", self.volume.begin_write(offset, data), move |result| {
-            match result {
+        when_admitted(
+            "write",
+            volume,
+            volume.begin_write(offset, data),
+            move |result| match result {
                 Ok(()) => reply.written(length),
                 Err(errno) => reply.error(errno),
-            }
-        });
+            },
+        );
     }
 
     fn flush(
@@ -186,12 +220,14 @@ impl Filesystem for Disk {
         reply: ReplyEmpty,
     ) {
         // Never ENOSYS: the kernel would not ask again and call everything durable.
-        match self.volume.begin_flush() {
+        // Nothing is ever written to a frozen state, so all of it is durable.
+        let Ok(volume) = self.blocks.live() else { return reply.ok() };
+        match volume.begin_flush() {
             Ok(None) => reply.ok(),
             Ok(Some(unflushed)) => {
-                let volume = self.volume.clone();
-                self.volume.spawn(async move {
-                    match volume.flushed(unflushed).await {
+                let flushing = volume.clone();
+                volume.spawn(async move {
+                    match flushing.flushed(unflushed).await {
                         Ok(()) => reply.ok(),
                         Err(error) => reply.error(errno("flush", &error)),
                     }
@@ -215,8 +251,12 @@ impl Filesystem for Disk {
         if mode & zeroing == 0 || mode & !(zeroing | libc_flags::KEEP_SIZE) != 0 {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        let begun = self.volume.begin_discard(offset, length);
-        self.when_admitted("discard", begun, move |result| match result {
+        let volume = match self.blocks.live() {
+            Ok(volume) => volume,
+            Err(errno) => return reply.error(errno),
+        };
+        let begun = volume.begin_discard(offset, length);
+        when_admitted("discard", volume, begun, move |result| match result {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         });

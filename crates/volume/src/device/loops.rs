@@ -20,12 +20,21 @@ const LOOP_MAJOR: u32 = 7;
 const CONTROL_MISC_MAJOR: u32 = 10;
 const CONTROL_MISC_MINOR: u32 = 237;
 
+/// `LO_FLAGS_READ_ONLY`.
+const FLAG_READ_ONLY: u32 = 1;
 /// What `linux/loop.h` calls `LO_FLAGS_AUTOCLEAR`: the device becomes free when its last user closes it.
 const FLAG_AUTOCLEAR: u32 = 4;
 /// `LO_FLAGS_DIRECT_IO`: no second copy of the disk in the page cache.
 const FLAG_DIRECT_IO: u32 = 16;
 
 const SECTOR_BYTES: u32 = crate::BLOCK_BYTES as u32;
+
+/// What may be done with a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    ReadOnly,
+    ReadWrite,
+}
 
 /// A configured loop device. While this is open, it stays.
 #[derive(Debug)]
@@ -36,7 +45,7 @@ pub(super) struct Loop {
 
 impl Loop {
     /// Puts a free loop device on the file. Another process may take the device that was free: then with the next.
-    pub(super) fn configure(backing: &File, generation: u64) -> io::Result<Self> {
+    pub(super) fn configure(backing: &File, generation: u64, access: Access) -> io::Result<Self> {
         let control = open_node(Path::new("/dev/loop-control"), FileType::CharacterDevice, || {
             makedev(CONTROL_MISC_MAJOR, CONTROL_MISC_MINOR)
         })?;
@@ -44,7 +53,7 @@ impl Loop {
             let number = get_free(&control)?;
             let path = PathBuf::from(format!("/dev/loop{number}"));
             let file = open_node(&path, FileType::BlockDevice, || makedev(LOOP_MAJOR, number))?;
-            match configure(&file, backing, generation) {
+            match configure(&file, backing, generation, access) {
                 Ok(()) => Ok(Some(Self { file, path })),
                 Err(Errno::BUSY) => Ok(None),
                 Err(errno) => Err(errno.into()),
@@ -114,12 +123,20 @@ fn clear(device: &File) -> io::Result<()> {
     }
 }
 
-fn configure(device: &File, backing: &File, generation: u64) -> rustix::io::Result<()> {
+fn configure(
+    device: &File,
+    backing: &File,
+    generation: u64,
+    access: Access,
+) -> rustix::io::Result<()> {
     let mut name = [0; 64];
     let text = format!("puck-{generation}");
     name[..text.len()].copy_from_slice(text.as_bytes());
-    let info =
-        LoopInfo { flags: FLAG_AUTOCLEAR | FLAG_DIRECT_IO, file_name: name, ..LoopInfo::EMPTY };
+    let mut flags = FLAG_AUTOCLEAR | FLAG_DIRECT_IO;
+    if access == Access::ReadOnly {
+        flags |= FLAG_READ_ONLY;
+    }
+    let info = LoopInfo { flags, file_name: name, ..LoopInfo::EMPTY };
     let fd = u32::try_from(backing.as_raw_fd()).expect("descriptors are not negative");
     let config = LoopConfig { fd, block_size: SECTOR_BYTES, info, reserved: [0; 8] };
     // SAFETY: LOOP_CONFIGURE reads a `loop_config`, which `LoopConfig` is.

@@ -1,13 +1,13 @@
 //! Checkpoints in the map: ids on frozen layers.
 
-use super::{LayerId, Map, head, push_layer, resolve, stack_of};
+use super::{LayerId, Map, frozen::changed_regions, head, push_layer, resolve, stack_of};
 use crate::{
     error::{Attempt as _, Error, ErrorKind},
     sync::lock,
 };
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 /// A checkpoint as the map stores it.
 #[derive(Debug, Clone)]
@@ -17,6 +17,8 @@ pub(crate) struct CheckpointRow {
     pub created: Timestamp,
     pub comment: String,
     pub auto: bool,
+    /// The comment is a person's.
+    pub commented: bool,
     pub source: Option<String>,
     pub history: Vec<String>,
 }
@@ -71,6 +73,17 @@ impl Map {
         transaction.commit().attempt("commit the deletion of a checkpoint")
     }
 
+    /// Replaces a checkpoint's comment with a person's.
+    pub(crate) fn comment(&self, id: &str, comment: &str) -> Result<(), Error> {
+        let changed = lock(&self.write)
+            .execute(
+                "UPDATE checkpoint SET comment = ?2, commented = 1 WHERE id = ?1",
+                params![id, comment],
+            )
+            .attempt("comment a checkpoint")?;
+        if changed == 1 { Ok(()) } else { Err(not_found(id)) }
+    }
+
     /// Whether there is such a checkpoint.
     pub(crate) fn find_checkpoint(&self, id: &str) -> Result<(), Error> {
         layer_of(&lock(&self.read).connection, id).map(|_| ())
@@ -109,31 +122,7 @@ impl Map {
     }
 }
 
-/// Regions with a row in a layer that only one of the stacks has.
-fn changed_regions(
-    connection: &Connection,
-    old: &[LayerId],
-    new: &[LayerId],
-) -> Result<BTreeSet<u32>, Error> {
-    let old: BTreeSet<LayerId> = old.iter().copied().collect();
-    let new: BTreeSet<LayerId> = new.iter().copied().collect();
-    let differing: BTreeSet<LayerId> = old.symmetric_difference(&new).copied().collect();
-    let mut select =
-        connection.prepare_cached("SELECT key FROM map").attempt("list the regions of layers")?;
-    let keys =
-        select.query_map([], |row| row.get::<_, i64>(0)).attempt("list the regions of layers")?;
-    let mut regions = BTreeSet::new();
-    for key in keys {
-        let key = key.attempt("list the regions of layers")?;
-        let (region, layer) = super::split_key(key);
-        if differing.contains(&layer) {
-            regions.insert(region);
-        }
-    }
-    Ok(regions)
-}
-
-fn insert(transaction: &Transaction<'_>, new: &NewRow<'_>) -> Result<String, Error> {
+pub(super) fn insert(transaction: &Transaction<'_>, new: &NewRow<'_>) -> Result<String, Error> {
     let id = if new.auto {
         next_auto_id(transaction, new.created)?
     } else {
@@ -191,7 +180,7 @@ fn next_auto_id(transaction: &Transaction<'_>, created: Timestamp) -> Result<Str
     Ok(if count == 1 { time } else { format!("{time}-{count}") })
 }
 
-fn base(connection: &Connection) -> Result<Option<String>, Error> {
+pub(super) fn base(connection: &Connection) -> Result<Option<String>, Error> {
     connection.query_row("SELECT base FROM volume", [], |row| row.get(0)).attempt("read the base")
 }
 
@@ -203,7 +192,7 @@ fn layer_of_optional(connection: &Connection, id: &str) -> Result<Option<LayerId
         .map(|layer| layer.map(LayerId))
 }
 
-fn layer_of(connection: &Connection, id: &str) -> Result<LayerId, Error> {
+pub(super) fn layer_of(connection: &Connection, id: &str) -> Result<LayerId, Error> {
     layer_of_optional(connection, id)?.ok_or_else(|| not_found(id))
 }
 
@@ -211,14 +200,14 @@ fn not_found(id: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("no checkpoint {id}"))
 }
 
-fn checkpoint(connection: &Connection, id: &str) -> Result<CheckpointRow, Error> {
+pub(super) fn checkpoint(connection: &Connection, id: &str) -> Result<CheckpointRow, Error> {
     all(connection)?.into_iter().find(|row| row.id == id).ok_or_else(|| not_found(id))
 }
 
 fn all(connection: &Connection) -> Result<Vec<CheckpointRow>, Error> {
     let mut select = connection
         .prepare_cached(
-            "SELECT id, layer, created, comment, auto, source FROM checkpoint ORDER BY number DESC",
+            "SELECT id, layer, created, comment, auto, source, commented FROM checkpoint ORDER BY number DESC",
         )
         .attempt("list the checkpoints")?;
     let mut rows = select
@@ -230,6 +219,7 @@ fn all(connection: &Connection) -> Result<Vec<CheckpointRow>, Error> {
                 comment: row.get(3)?,
                 auto: row.get(4)?,
                 source: row.get(5)?,
+                commented: row.get(6)?,
                 history: Vec::new(),
             })
         })

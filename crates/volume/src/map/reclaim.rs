@@ -1,6 +1,6 @@
 //! Giving space back: merging layers that nothing needs apart, and finding segments that nothing names.
 //!
-//! A layer without a checkpoint that is not the head and has at most one child cannot be told apart from outside: its
+//! A layer without a checkpoint and without a pin that is not the head and has at most one child cannot be told apart from outside: its
 //! rows go into its child, below what the child has, or away if it has none. Each step moves a bounded number of rows in
 //! one transaction; in between, every stack still has every block.
 
@@ -11,6 +11,7 @@ use crate::{
     segment::SegmentName,
     sync::lock,
 };
+use base::__uuid::Uuid;
 use rusqlite::{Connection, Transaction, params};
 
 /// The most rows of a layer that are moved in one transaction.
@@ -20,11 +21,27 @@ const MERGE_ROWS_MAX: usize = 256;
 #[derive(Debug, Default)]
 pub(crate) struct MergeCursor(Option<(LayerId, i64)>);
 
-/// A segment in the bucket that nothing names.
+/// A segment that nothing names.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Garbage {
     pub id: u32,
     pub name: SegmentName,
+    /// What it takes in the bucket; none for an object that never was a part of any state.
+    pub bytes: u64,
+    /// Since when nothing names it, in milliseconds.
+    pub dead: i64,
+}
+
+/// When garbage is due. Times are in milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Window {
+    pub now: i64,
+    /// So long it is kept, because a rewind may need it.
+    pub delay: i64,
+    /// So long it is kept even if there is too much of it, because someone may be reading it.
+    pub grace: i64,
+    /// With more garbage than this and than what is named, the oldest is due at once.
+    pub bytes_max: u64,
 }
 
 /// How many bytes are where.
@@ -78,48 +95,56 @@ impl Map {
         cuts.iter().map(|(layer, _)| *layer).collect()
     }
 
-    /// Segments of this volume that have been garbage since before the time, in milliseconds, at most so many. Those of
-    /// other volumes are only forgotten.
+    /// Garbage that is due, the oldest first, at most so much.
     pub(crate) fn garbage(
         &self,
         volume: VolumeId,
-        before: i64,
+        window: &Window,
         most: usize,
     ) -> Result<Vec<Garbage>, Error> {
-        let connection = lock(&self.read);
-        let mut select = connection
-            .connection
-            .prepare_cached(
-                "SELECT id, epoch, sequence FROM segment WHERE dead IS NOT NULL AND dead <= ?1 AND origin = ?2 LIMIT ?3",
-            )
-            .attempt("look for garbage")?;
-        let most = i64::try_from(most).expect("a small number");
-        let found = select
-            .query_map(params![before, volume.0.as_bytes(), most], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-            })
-            .and_then(Iterator::collect::<rusqlite::Result<Vec<(u32, i64, i64)>>>)
-            .attempt("look for garbage")?;
-        found
-            .into_iter()
-            .map(|(id, epoch, sequence)| {
-                let name =
-                    SegmentName { volume, epoch: unsigned(epoch)?, sequence: unsigned(sequence)? };
-                Ok(Garbage { id, name })
-            })
-            .collect()
+        let reader = lock(&self.read);
+        let mut over = bytes_over(&reader.connection, volume, window.bytes_max)?;
+        let mut due = Vec::new();
+        for garbage in oldest_garbage(&reader.connection, most)? {
+            let own = garbage.name.volume == volume;
+            let is_due = garbage.dead <= window.now - window.delay
+                || (own && over > 0 && garbage.dead <= window.now - window.grace);
+            if !is_due {
+                break;
+            }
+            if own {
+                over = over.saturating_sub(garbage.bytes);
+            }
+            due.push(garbage);
+        }
+        Ok(due)
     }
 
-    /// Since when the oldest garbage of this volume is garbage, in milliseconds.
-    pub(crate) fn garbage_since(&self, volume: VolumeId) -> Result<Option<i64>, Error> {
+    /// Since when the oldest garbage is garbage, in milliseconds.
+    pub(crate) fn garbage_since(&self) -> Result<Option<i64>, Error> {
         lock(&self.read)
             .connection
-            .query_row(
-                "SELECT min(dead) FROM segment WHERE dead IS NOT NULL AND origin = ?1",
-                [volume.0.as_bytes().as_slice()],
-                |row| row.get(0),
-            )
+            .query_row("SELECT min(dead) FROM segment WHERE dead IS NOT NULL", [], |row| row.get(0))
             .attempt("look for garbage")
+    }
+
+    /// Notes that what was garbage until then, in milliseconds, is about to be deleted: no earlier state is whole any more.
+    pub(crate) fn note_deletion(&self, until: i64) -> Result<(), Error> {
+        lock(&self.write)
+            .execute(
+                "UPDATE volume SET deleted_until = max(ifnull(deleted_until, ?1), ?1)",
+                [until],
+            )
+            .attempt("note a deletion")
+            .map(drop)
+    }
+
+    /// The time, in milliseconds, since when every state is whole; none if nothing was ever deleted.
+    pub(crate) fn deleted_until(&self) -> Result<Option<i64>, Error> {
+        lock(&self.read)
+            .connection
+            .query_row("SELECT deleted_until FROM volume", [], |row| row.get(0))
+            .attempt("read what was deleted")
     }
 
     /// The blocks of the live state that are not zero. Reads the whole map on a connection of its own, so that nobody waits.
@@ -180,7 +205,48 @@ impl Map {
     }
 }
 
-/// A layer that can be merged, and the child that takes its rows.
+/// By how many bytes the garbage of a volume is more than what is kept for rewinding.
+fn bytes_over(connection: &Connection, volume: VolumeId, bytes_max: u64) -> Result<u64, Error> {
+    let own = volume.0.as_bytes().as_slice();
+    let sum = |condition: &str| {
+        let select =
+            format!("SELECT ifnull(sum(bytes), 0) FROM segment WHERE {condition} AND origin = ?1");
+        connection.query_row(&select, [own], |row| row.get(0)).attempt("add up the garbage")
+    };
+    let garbage = unsigned(sum("dead IS NOT NULL")?)?;
+    if garbage <= bytes_max {
+        return Ok(0);
+    }
+    // This one reads the whole table, which only a volume with a lot of garbage pays for.
+    let named = unsigned(sum("refs > 0")?)?;
+    Ok(garbage.saturating_sub(named.max(bytes_max)))
+}
+
+fn oldest_garbage(connection: &Connection, most: usize) -> Result<Vec<Garbage>, Error> {
+    let mut select = connection
+        .prepare_cached(
+            "SELECT id, origin, epoch, sequence, bytes, dead FROM segment WHERE dead IS NOT NULL ORDER BY dead LIMIT ?1",
+        )
+        .attempt("look for garbage")?;
+    let most = i64::try_from(most).expect("a small number");
+    let rows = select
+        .query_map([most], |row| {
+            let numbers: [i64; 4] = [row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?];
+            Ok((row.get::<_, u32>(0)?, row.get::<_, [u8; 16]>(1)?, numbers))
+        })
+        .and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>)
+        .attempt("look for garbage")?;
+    rows.into_iter()
+        .map(|(id, origin, [epoch, sequence, bytes, dead])| {
+            let volume = VolumeId(Uuid::from_bytes(origin));
+            let name =
+                SegmentName { volume, epoch: unsigned(epoch)?, sequence: unsigned(sequence)? };
+            Ok(Garbage { id, name, bytes: unsigned(bytes)?, dead })
+        })
+        .collect()
+}
+
+/// A layer that can be merged, and the child that takes its rows. Those without a child first: they only go away.
 fn mergeable(
     transaction: &Transaction<'_>,
     held: &[LayerId],
@@ -189,8 +255,8 @@ fn mergeable(
     let mut select = transaction
         .prepare_cached(
             "SELECT layer.id, min(child.id) FROM layer LEFT JOIN layer AS child ON child.parent = layer.id
-             WHERE layer.id != ?1 AND layer.id NOT IN (SELECT layer FROM checkpoint)
-             GROUP BY layer.id HAVING count(child.id) <= 1 ORDER BY layer.id",
+             WHERE layer.id != ?1 AND layer.id NOT IN (SELECT layer FROM checkpoint UNION ALL SELECT layer FROM pin)
+             GROUP BY layer.id HAVING count(child.id) <= 1 ORDER BY count(child.id), layer.id",
         )
         .attempt("look for a layer to merge")?;
     let found = select
@@ -209,7 +275,7 @@ fn rows_of(
 ) -> Result<Vec<(i64, Vec<u8>)>, Error> {
     let mut select = connection
         .prepare_cached(
-            "SELECT key, entries FROM map WHERE key > ?1 AND key & 4294967295 = ?2 ORDER BY key LIMIT ?3",
+            "SELECT key, entries FROM map INDEXED BY map_layer WHERE key > ?1 AND key & 4294967295 = ?2 ORDER BY key LIMIT ?3",
         )
         .attempt("read the rows of a layer")?;
     // Region 0 of a layer has its number as key, which is above 0.

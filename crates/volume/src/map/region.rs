@@ -28,6 +28,13 @@ pub(crate) enum Entry {
     Block { segment: u32, index: u32, crc: u32 },
 }
 
+impl Entry {
+    /// What a whole stack says about a block: what no layer has is zero.
+    pub(crate) fn or_zero(self) -> Self {
+        if self == Self::Absent { Self::Zero } else { self }
+    }
+}
+
 /// The entries of all blocks of a region.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Region(Box<[Entry; REGION_BLOCKS as usize]>);

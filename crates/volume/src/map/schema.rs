@@ -1,20 +1,25 @@
-//! The database file: creating, opening and forking it.
+//! The database file: creating, opening and upgrading it.
 
-use super::{signed, unsigned};
+use super::unsigned;
 use crate::{
     VolumeId,
     error::{Attempt as _, Error, ErrorKind},
     journal::Position,
 };
-use rusqlite::{Connection, OptionalExtension as _, config::DbConfig, params};
+use base::__uuid::Uuid;
+use rusqlite::{Connection, OptionalExtension as _, config::DbConfig};
 use std::{path::Path, time::Duration};
 
 /// The version of the tables and of the packed entries.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+
+/// The oldest version that an open upgrades.
+const FORMAT_OLDEST: u32 = 1;
 
 /// How long a statement waits for whoever ships the log to be done with the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The tables as format 1 had them. [`UPGRADE`] makes format 2 of them.
 const TABLES: &str = "
     CREATE TABLE volume (
         one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -55,6 +60,20 @@ const TABLES: &str = "
     CREATE TABLE map (key INTEGER PRIMARY KEY, entries BLOB NOT NULL) STRICT;
 ";
 
+/// What format 2 adds: pins; the instant before which segments were deleted; who wrote a comment; when a segment was made;
+/// and indexes on the rows of a layer, on garbage with what it takes, and on segments that are less than half in use.
+const UPGRADE: &str = "
+    CREATE TABLE pin (child BLOB PRIMARY KEY, layer INTEGER NOT NULL, created INTEGER NOT NULL) STRICT;
+    ALTER TABLE volume ADD COLUMN deleted_until INTEGER;
+    ALTER TABLE checkpoint ADD COLUMN commented INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE segment ADD COLUMN created INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX map_layer ON map (key & 4294967295);
+    DROP INDEX segment_dead;
+    CREATE INDEX segment_dead ON segment (dead, origin, bytes) WHERE dead IS NOT NULL;
+    CREATE INDEX segment_sparse ON segment (created) WHERE refs > 0 AND blocks > refs * 2;
+    UPDATE volume SET format = 2;
+";
+
 /// A connection with this crate's settings.
 pub(super) fn connect(path: &Path) -> Result<Connection, Error> {
     let connection = Connection::open(path).attempt("open the map")?;
@@ -79,6 +98,7 @@ pub(super) fn open(path: &Path, volume: VolumeId, epoch: u64) -> Result<Connecti
         create(&mut connection, volume)?;
     }
     let found = identity(&connection)?;
+    upgrade(&mut connection)?;
     if found != volume {
         return Err(Error::new(
             ErrorKind::Invalid,
@@ -111,24 +131,60 @@ fn create(connection: &mut Connection, volume: VolumeId) -> Result<(), Error> {
         .attempt("create the first layer")?;
     transaction
         .execute(
-            "INSERT INTO volume VALUES (1, ?1, ?2, 0, 0, 1, 1, NULL, 1, 0, 0)",
-            params![FORMAT, volume.0.as_bytes()],
+            "INSERT INTO volume VALUES (1, 1, ?1, 0, 0, 1, 1, NULL, 1, 0, 0)",
+            [volume.0.as_bytes()],
         )
         .attempt("name the map")?;
+    transaction.execute_batch(UPGRADE).attempt("create the map's tables")?;
     transaction.commit().attempt("create the map")
 }
 
-fn identity(connection: &Connection) -> Result<VolumeId, Error> {
-    let (format, id): (u32, [u8; 16]) = connection
-        .query_row("SELECT format, id FROM volume", [], |row| Ok((row.get(0)?, row.get(1)?)))
-        .attempt("read whose map it is")?;
-    if format != FORMAT {
+/// Brings a map of an older format to this one. Segments that format 1 deleted left no trace, so nothing from before the
+/// upgrade counts as whole.
+pub(super) fn upgrade(connection: &mut Connection) -> Result<(), Error> {
+    if format(connection)? == FORMAT {
+        return Ok(());
+    }
+    let transaction = connection.transaction().attempt("upgrade the map")?;
+    transaction.execute_batch(UPGRADE).attempt("upgrade the map")?;
+    transaction
+        .execute("UPDATE volume SET deleted_until = ?1", [jiff::Timestamp::now().as_millisecond()])
+        .attempt("upgrade the map")?;
+    transaction.commit().attempt("upgrade the map")
+}
+
+pub(super) fn format(connection: &Connection) -> Result<u32, Error> {
+    connection
+        .query_row("SELECT format FROM volume", [], |row| row.get(0))
+        .attempt("read the map's format")
+}
+
+/// Whose map it is, if this build knows its format.
+pub(super) fn identity(connection: &Connection) -> Result<VolumeId, Error> {
+    let format = format(connection)?;
+    if !(FORMAT_OLDEST..=FORMAT).contains(&format) {
         return Err(Error::new(
             ErrorKind::Invalid,
-            format!("the map has format {format}; this build knows {FORMAT}"),
+            format!("the map has format {format}; this build knows up to {FORMAT}"),
         ));
     }
-    Ok(VolumeId(base::__uuid::Uuid::from_bytes(id)))
+    let id: [u8; 16] = connection
+        .query_row("SELECT id FROM volume", [], |row| row.get(0))
+        .attempt("read whose map it is")?;
+    Ok(VolumeId(Uuid::from_bytes(id)))
+}
+
+/// An existing map of any known format.
+pub(super) fn existing(path: &Path) -> Result<Connection, Error> {
+    if !path.exists() {
+        return Err(Error::new(ErrorKind::NotFound, format!("no map at {}", path.display())));
+    }
+    let connection = connect(path)?;
+    if !has_tables(&connection)? {
+        return Err(Error::new(ErrorKind::Invalid, format!("{} is not a map", path.display())));
+    }
+    identity(&connection)?;
+    Ok(connection)
 }
 
 pub(super) fn position(connection: &Connection) -> Result<Position, Error> {
@@ -136,31 +192,4 @@ pub(super) fn position(connection: &Connection) -> Result<Position, Error> {
         .query_row("SELECT epoch, sequence FROM volume", [], |row| Ok((row.get(0)?, row.get(1)?)))
         .attempt("read the map's position")?;
     Ok(Position { epoch: unsigned(epoch)?, sequence: unsigned(sequence)? })
-}
-
-/// Turns a local copy of another volume's map into the start of a new volume.
-///
-/// The new volume has the same blocks, in segments that keep the source's prefix and are never deleted by the new volume.
-/// It has no checkpoints, and its numbers begin anew. The copy must not be open elsewhere. After an error it is as before.
-pub fn fork(db: &Path, target: VolumeId) -> Result<(), Error> {
-    if !db.exists() {
-        return Err(Error::new(ErrorKind::NotFound, format!("no map at {}", db.display())));
-    }
-    let mut connection = connect(db)?;
-    if !has_tables(&connection)? {
-        return Err(Error::new(ErrorKind::Invalid, format!("{} is not a map", db.display())));
-    }
-    identity(&connection)?;
-    let transaction = connection.transaction().attempt("fork the map")?;
-    transaction.execute("DELETE FROM checkpoint", []).attempt("drop the source's checkpoints")?;
-    transaction
-        .execute(
-            "UPDATE volume SET id = ?1, epoch = 0, sequence = ?2, segment_next = 1, base = NULL, checkpoint_next = 1",
-            params![target.0.as_bytes(), signed(0)],
-        )
-        .attempt("name the fork")?;
-    transaction.commit().attempt("fork the map")?;
-    connection
-        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_row| Ok(()))
-        .attempt("put the fork into one file")
 }

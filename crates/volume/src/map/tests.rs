@@ -11,6 +11,8 @@ use crate::{
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use std::{collections::BTreeMap, sync::Arc};
 
+mod history;
+
 /// Recounts what all rows name and compares it with the counters.
 fn check_counts(map: &Map) {
     let reader = lock(&map.read);
@@ -33,7 +35,7 @@ fn check_counts(map: &Map) {
 }
 
 struct Fixture {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     map: Map,
     volume: VolumeId,
     sequence: u64,
@@ -44,7 +46,7 @@ impl Fixture {
         let dir = tempfile::tempdir().unwrap();
         let volume = VolumeId::now();
         let map = Map::open(&dir.path().join("map.db"), volume, 1).unwrap();
-        Self { _dir: dir, map, volume, sequence: 0 }
+        Self { dir, map, volume, sequence: 0 }
     }
 
     /// Commits blocks and zeros; returns the layer that was frozen if there was a cut, with its slot.

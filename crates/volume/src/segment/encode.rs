@@ -9,9 +9,7 @@
 //! codec has [`ENCRYPTED`] set. Run `i` is part `i` of the object and the tables are [`TABLES_PART`]; the header is
 //! authenticated with the tables. So a run decrypts by itself, from a range of the object, and only at its place.
 
-#[cfg(test)]
-use super::DecodeError;
-use super::{Contents, HEADER_BYTES, SegmentName, StoredRuns, encode_head, head_crc};
+use super::{Contents, DecodeError, HEADER_BYTES, SegmentName, StoredRuns, encode_head, head_crc};
 use crate::keys::{Cipher, Keys, TAG_BYTES};
 use bytes::Bytes;
 
@@ -19,7 +17,7 @@ use bytes::Bytes;
 pub(super) const ENCRYPTED: u32 = 0x100;
 
 /// The version of a segment that is encrypted.
-const VERSION_ENCRYPTED: u32 = 2;
+pub(super) const VERSION_ENCRYPTED: u32 = 2;
 
 /// The part of the object that its tables are; runs are numbered from 0 and never so many.
 const TABLES_PART: u32 = u32::MAX;
@@ -60,7 +58,6 @@ pub(crate) fn encode(
 
 /// Header and tables of a segment as they were before they were encrypted, but for the version; a plain one's as they are.
 /// What is given must end where the data begins.
-#[cfg(test)]
 pub(crate) fn decrypt_head(
     name: &SegmentName,
     head: &[u8],
