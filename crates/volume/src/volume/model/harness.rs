@@ -568,7 +568,7 @@ impl Harness {
         self.epoch_first = self.epoch + 1;
         self.wake(&there, &self.since_seal.clone());
         let at = self.rng.next_u32() as usize;
-        if at % 3 > 0 {
+        if !at.is_multiple_of(3) {
             // Who only reads leaves no trace in the map: then the row of epochs alone says that what is here is of the past.
             assert!(self.write(at, 5, 0).is_ok(), "this process was not to die");
         }
