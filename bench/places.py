@@ -31,11 +31,14 @@ HOME = "/home/sprite"
 class Server:
     """One `puck dev` in a directory of its own."""
 
-    def __init__(self, directory: Path, *options: str):
-        self.log = directory / "server.log"
-        command = [PUCK, "dev", "--data", directory / "data", "--listen", "127.0.0.1:0", *options]
+    def __init__(self, directory: Path, *options: str, env: dict[str, str] | None = None):
+        directory.mkdir(exist_ok=True)
+        self.data, self.log = directory / "data", directory / "server.log"
+        command = [PUCK, "dev", "--data", self.data, "--listen", "127.0.0.1:0", *options]
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **(env or {})}
+            )
         said = {}
         for line in self.process.stdout:
             if line.strip() == "ready":
@@ -87,23 +90,37 @@ class Sprite:
         return json.loads(self.api.run(self.name, "python3", f"{HOME}/workload.py", *arguments))
 
 
+class LoopDisk:
+    """ext4 in a file, on a loop device. Formatted and mounted as a volume is."""
+
+    def __init__(self, image: Path, mount: Path, direct: bool = True):
+        self.image, self.mount, self.loop = image, mount, None
+        with open(image, "wb") as sparse:
+            sparse.truncate(DISK_BYTES)
+        mount.mkdir()
+        run("mkfs.ext4", *MKFS_OPTIONS, *MKFS_EXTENDED, image)
+        options = ["--direct-io=on"] if direct else []
+        self.loop = run("losetup", "--find", "--show", *options, "--sector-size=4096", image).strip()
+        run("mount", "-t", "ext4", "-o", MOUNT_OPTIONS, self.loop, mount)
+
+    def close(self) -> None:
+        """Leaves nothing behind."""
+        if os.path.ismount(self.mount):
+            run("umount", self.mount)
+        if self.loop:
+            run("losetup", "--detach", self.loop)
+            self.loop = None
+
+
 class Native:
     """ext4 on a plain loop file on the disk that holds the server's data."""
 
     label = "native"
 
     def __init__(self, directory: Path, archive: Path):
-        self.image = directory / "native.img"
-        self.mount = directory / "native"
-        self.loop = None
-        with open(self.image, "wb") as image:
-            image.truncate(DISK_BYTES)
-        self.mount.mkdir()
-        run("mkfs.ext4", *MKFS_OPTIONS, *MKFS_EXTENDED, self.image)
-        self.loop = run("losetup", "--find", "--show", "--direct-io=on", "--sector-size=4096", self.image).strip()
-        run("mount", "-t", "ext4", "-o", MOUNT_OPTIONS, self.loop, self.mount)
-        self.directory = str(self.mount)
-        self.archive = str(self.mount / "tree.tar")
+        self.disk = LoopDisk(directory / "native.img", directory / "native")
+        self.directory = str(self.disk.mount)
+        self.archive = str(self.disk.mount / "tree.tar")
         shutil.copy(archive, self.archive)
 
     def step(self, *arguments: str) -> dict:
@@ -112,10 +129,7 @@ class Native:
 
     def close(self) -> None:
         """Leaves nothing behind."""
-        if os.path.ismount(self.mount):
-            run("umount", self.mount)
-        if self.loop:
-            run("losetup", "--detach", self.loop)
+        self.disk.close()
 
 
 def drop_caches() -> bool:

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first)
 
 COMMAND = "`make bench`"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+SECTION = "measured"
 
 VERDICT = {True: "yes", False: "no", None: "unknown"}
 
@@ -87,16 +87,26 @@ def save(results: dict, path: Path) -> None:
 
 def write(results: dict, path: Path, table: Path | None) -> None:
     """Writes all of it. What is missing was not measured."""
-    rows = promises(results)
+    publish(results, promises(results), path, table, SECTION, COMMAND)
+
+
+def publish(results: dict, rows: list[Promise], path: Path, table: Path | None, section: str, command: str) -> None:
+    """Figures, plot and, between the marks of a section, the table."""
     save(results, path)
     plot(results, rows, path.with_suffix(".png"))
     lines = ["| promise | at most or at least | measured | met | command |", "|---|---|---|---|---|"]
-    lines += [f"| {row.what} | {row.promise} | {row.measured} | {VERDICT[row.met]} | {COMMAND} |" for row in rows]
+    lines += [f"| {row.what} | {row.promise} | {row.measured} | {verdict(row)} | {command} |" for row in rows]
     print("\n" + "\n".join(lines) + f"\n\n{path}")
     if table:
-        head, rest = table.read_text().split(BEGIN)
-        _, tail = rest.split(END)
-        table.write_text("\n".join([head + BEGIN, conditions(results), "", *lines, END]) + tail)
+        begin, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
+        head, rest = table.read_text().split(begin)
+        _, tail = rest.split(end)
+        table.write_text("\n".join([head + begin, conditions(results), "", *lines, end]) + tail)
+
+
+def verdict(row: Promise) -> str:
+    """Whether it is met; a figure without a promise is neither."""
+    return "-" if row.met is None and row.measured != "not measured" else VERDICT[row.met]
 
 
 def conditions(results: dict) -> str:

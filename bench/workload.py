@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One step of a developer's day on a filesystem, timed where it runs: the same program on a volume and on native ext4.
 
-    workload.py tree FILE                  writes the archive of a source tree, always the same
+    workload.py tree FILE [COUNT]          writes the archive of a source tree, always the same
     workload.py untar ARCHIVE DIRECTORY
     workload.py find|grep|rm DIRECTORY
     workload.py fsync|sqlite DIRECTORY SECONDS
@@ -32,14 +32,14 @@ BLOCK_BYTES = 4096
 ROW_BYTES = 1000
 
 
-def tree(path: str) -> dict:
+def tree(path: str, files: int = FILES) -> dict:
     """The archive: text that compresses as source code does, in a tree three levels deep."""
     chance = random.Random(1)
     words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz_", k=chance.randint(2, 12))) for _ in range(4000)]
     text = " ".join(chance.choices(words, k=200_000)).replace(" x", "\n")
     total = 0
     with tarfile.open(path, "w") as archive:
-        for number in range(FILES):
+        for number in range(int(files)):
             directory = number // FILES_PER_DIRECTORY
             length = min(FILE_BYTES_MAX, int(chance.lognormvariate(0, 1) * FILE_BYTES_MEDIAN))
             start = chance.randrange(len(text) - length)
@@ -49,7 +49,7 @@ def tree(path: str) -> dict:
             entry.mtime = 1_700_000_000 + number
             archive.addfile(entry, io.BytesIO(data.encode()))
             total += len(data)
-    return {"files": FILES, "bytes": total}
+    return {"files": int(files), "bytes": total}
 
 
 def untar(archive: str, directory: str) -> dict:

@@ -4,6 +4,7 @@ import http.client
 import json
 import subprocess
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,7 +25,7 @@ HANG_SECONDS_MAX = 60
 class SeaweedFS:
     """A `weed server -s3` with one empty bucket."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, everybody_reads: bool = False):
         self.directory = directory
         directory.mkdir(parents=True)
         config = directory / "s3.json"
@@ -33,7 +34,8 @@ class SeaweedFS:
             "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }
-        config.write_text(json.dumps({"identities": [identity]}))
+        identities = [identity, {"name": "anonymous", "actions": ["Read"]}] if everybody_reads else [identity]
+        config.write_text(json.dumps({"identities": identities}))
         # Each HTTP port of SeaweedFS brings a gRPC port; both are chosen, or two servers on a host would meet.
         ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
         grpc = {f"{name}.port.grpc": free_port() for name in ports}
@@ -62,9 +64,13 @@ class SeaweedFS:
         if BUCKET not in made.stdout:
             return False
         # It has settled when it keeps an object.
-        put = ["curl", "-sf", "-m", "10", "-T", "-", "--aws-sigv4", "aws:amz:us-east-1:s3", "--user", f"{ACCESS_KEY}:{SECRET_KEY}"]
-        put.append(f"http://127.0.0.1:{self.s3_port}/{BUCKET}/settled")
-        return subprocess.run(put, input=b"x", check=False, timeout=15, capture_output=True).returncode == 0
+        return self.put("settled", b"x")
+
+    def put(self, key: str, content: bytes) -> bool:
+        """Writes an object."""
+        command = ["curl", "-sf", "-m", "60", "-T", "-", "--aws-sigv4", "aws:amz:us-east-1:s3", "--user", f"{ACCESS_KEY}:{SECRET_KEY}"]
+        command.append(f"http://127.0.0.1:{self.s3_port}/{BUCKET}/{key}")
+        return subprocess.run(command, input=content, check=False, timeout=75, capture_output=True).returncode == 0
 
     def close(self) -> None:
         """Ends it."""
@@ -96,8 +102,10 @@ class FaultyProxy:
 
     def __init__(self, upstream: int):
         self._fault: int | str | None = None
-        self.requests = 0
         self.faults = 0
+        # Requests by method, and the bytes of objects both ways.
+        self.counts: Counter[str] = Counter()
+        self._counting = threading.Lock()
         self._over = threading.Event()
         proxy = self
 
@@ -105,9 +113,10 @@ class FaultyProxy:
             protocol_version = "HTTP/1.1"
 
             def handle_any(self):
-                proxy.requests += 1
                 length = int(self.headers.get("Content-Length") or 0)
                 body = self.rfile.read(length)
+                proxy.count(self.command, 1)
+                proxy.count("bytes put", length)
                 fault, over = proxy.fault, proxy._over
                 if fault == "hang":
                     proxy.faults += 1
@@ -134,6 +143,7 @@ class FaultyProxy:
                     connection.endheaders(body)
                     got = connection.getresponse()
                     data = got.read()
+                    proxy.count("bytes got", len(data))
                     headers = {k: v for k, v in got.getheaders() if k.lower() not in ("connection", "transfer-encoding", "content-length")}
                     length = got.getheader("Content-Length") if self.command == "HEAD" else None
                     self.answer(got.status, headers, data, length)
@@ -161,6 +171,11 @@ class FaultyProxy:
         self.port = self.server.server_address[1]
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
         self.thread.start()
+
+    def count(self, what: str, number: int) -> None:
+        """Adds to what was counted."""
+        with self._counting:
+            self.counts[what] += number
 
     @property
     def fault(self) -> int | str | None:

@@ -4,8 +4,8 @@ use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt, stream, stream::BoxStream};
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
-    memory::InMemory, path::Path,
+    ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    Result, memory::InMemory, path::Path,
 };
 use std::{
     fmt,
@@ -15,6 +15,8 @@ use std::{
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
+    /// A create-only write looks whether the key is free, and writes later.
+    CheckThenWrite,
     /// Reads work, writes fail with a server error and change nothing.
     FailWrites,
     /// Never answers.
@@ -73,7 +75,15 @@ impl ObjectStore for FaultyStore {
         mut options: PutOptions,
     ) -> Result<PutResult> {
         self.fail(location, true).await?;
-        if *self.fault.lock().expect("no panic while held") == Fault::IgnoreConditions {
+        let fault = *self.fault.lock().expect("no panic while held");
+        if fault == Fault::CheckThenWrite && options.mode == PutMode::Create {
+            if self.inner.head(location).await.is_ok() {
+                let source = "status 412".into();
+                return Err(Error::AlreadyExists { path: location.to_string(), source });
+            }
+            tokio::task::yield_now().await;
+        }
+        if matches!(fault, Fault::CheckThenWrite | Fault::IgnoreConditions) {
             options.mode = PutMode::Overwrite;
         }
         self.inner.put_opts(location, payload, options).await

@@ -36,6 +36,10 @@ use tokio::task::JoinHandle;
 /// Batches that are built and put at the same time.
 const PUTS_MAX: usize = 3;
 
+/// Batches that are committed before the log is shipped. Without a bound, commits that are slower than the bucket would keep
+/// the log from ever being shipped while somebody writes on.
+const COMMITS_MAX: usize = 4;
+
 /// Tries of the first shipping: with the default waits, they go on for about a minute.
 const OPEN_RETRIES_MAX: u32 = 18;
 
@@ -117,7 +121,8 @@ async fn drain(shared: &Arc<Shared>) -> bool {
         let operations = shared.operations.clone();
         let mut ship = puts.top_up_during(shared, operations.lock()).await;
         let mut last = puts.top_up_during(shared, commit(shared, prepared)).await;
-        while let Some(prepared) = puts.next_if_ready(shared).await {
+        for _ in 1..COMMITS_MAX {
+            let Some(prepared) = puts.next_if_ready(shared).await else { break };
             last = puts.top_up_during(shared, commit(shared, prepared)).await;
         }
         puts.top_up_during(shared, ship_until_done(shared, ship.as_mut())).await;

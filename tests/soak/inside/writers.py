@@ -228,7 +228,7 @@ class Postgres:
             expected[target] += amount
         if balances != expected:
             fail("the balances are not the history's sum")
-        checked = subprocess.run(["pg_amcheck", "--install-missing", "--heapallindexed", "steps"], capture_output=True, text=True, check=False)
+        checked = subprocess.run(["/usr/lib/postgresql/15/bin/pg_amcheck", "--install-missing", "--heapallindexed", "steps"], capture_output=True, text=True, check=False)
         if checked.returncode:
             fail(f"pg_amcheck: {checked.stdout} {checked.stderr}")
         return len(history)

@@ -1,7 +1,9 @@
-//! Does the bucket keep its promises? A small race for one key, which exactly one may win.
+//! Does the bucket keep its promises? Create-only writes of one key: one after the other, then many at once.
 //!
 //! Some servers ignore the condition of a create-only write, and some check and then write. Both lose data as soon as two
-//! servers meet, so both are refused before anything else is done.
+//! servers meet, so both are refused before anything else is done. The first kind shows itself at the second write; the
+//! second kind only in a race, which exactly one may win. A race that such a server happens to survive proves nothing, so
+//! there are several.
 
 use futures::future::join_all;
 use object_store::{
@@ -11,8 +13,11 @@ use std::{sync::Arc, time::Duration};
 use uuid::Uuid;
 
 /// How many race for each key, and for how many keys.
-const RACERS: usize = 6;
-const ROUNDS: usize = 2;
+const RACERS: usize = 8;
+const ROUNDS: usize = 3;
+
+/// Bytes of a probe object.
+const OBJECT_BYTES: usize = 64;
 
 /// The longest that the whole probe may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -20,6 +25,12 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How a bucket failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProbeError {
+    /// A second create-only write of a key succeeded.
+    #[error(
+        "the server ignores the condition of a create-only write (If-None-Match: *): it took a second one of the same key; \
+         use a server that honours it"
+    )]
+    Ignored,
     /// It answered with something that is no answer to the question.
     #[error("{action} a probe object")]
     Request {
@@ -33,21 +44,27 @@ pub(crate) enum ProbeError {
     #[error("no answer within {PROBE_TIMEOUT:?}")]
     Silent,
     /// More or fewer than one create-only write of the same key succeeded.
-    #[error("of {RACERS} create-only writes of one key {0} succeeded, where exactly one must")]
+    #[error(
+        "of {RACERS} create-only writes of one key at once {0} succeeded, where exactly one must: the server checks the \
+         condition and writes later; use a server that does both in one step"
+    )]
     Winners(usize),
     /// The object does not hold what the winner wrote.
     #[error("the probe object holds other bytes than its winner wrote")]
     WrongContent,
 }
 
-/// Races for a few fresh keys, then removes them.
+/// Tries some fresh keys, then removes them.
 pub(super) async fn probe(store: &Arc<dyn ObjectStore>) -> Result<(), ProbeError> {
     let rounds = async {
-        for _ in 0..ROUNDS {
+        for round in 0..=ROUNDS {
             let key = Path::from(format!("probe/{}", Uuid::now_v7()));
-            let raced = race(store, &key).await;
+            let tested = match round {
+                0 => one_by_one(store, &key).await,
+                _ => race(store, &key).await,
+            };
             let deleted = store.delete(&key).await;
-            raced?;
+            tested?;
             deleted.map_err(|source| ProbeError::Request { action: "delete", source })?;
         }
         Ok(())
@@ -55,27 +72,54 @@ pub(super) async fn probe(store: &Arc<dyn ObjectStore>) -> Result<(), ProbeError
     tokio::time::timeout(PROBE_TIMEOUT, rounds).await.unwrap_or(Err(ProbeError::Silent))
 }
 
+/// The first write wins, also over a later one that has seen nothing.
+async fn one_by_one(store: &Arc<dyn ObjectStore>, key: &Path) -> Result<(), ProbeError> {
+    if !create(store, key, 0).await? {
+        return Err(ProbeError::Winners(0));
+    }
+    if create(store, key, 1).await? {
+        return Err(ProbeError::Ignored);
+    }
+    holds(store, key, 0).await
+}
+
+/// Of many writes at once exactly one wins, and the object is its.
 async fn race(store: &Arc<dyn ObjectStore>, key: &Path) -> Result<(), ProbeError> {
-    let racers = (0..RACERS).map(|number| async move {
-        let payload = PutPayload::from(vec![u8::try_from(number).unwrap_or(u8::MAX); 64]);
-        store.put_opts(key, payload, PutOptions::from(PutMode::Create)).await
-    });
+    let outcomes = join_all((0..RACERS).map(|number| create(store, key, number))).await;
     let mut winners = Vec::new();
-    for (number, outcome) in join_all(racers).await.into_iter().enumerate() {
-        match outcome {
-            Ok(_) => winners.push(number),
-            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {}
-            Err(source) => return Err(ProbeError::Request { action: "create", source }),
+    for (number, won) in outcomes.into_iter().enumerate() {
+        if won? {
+            winners.push(number);
         }
     }
     let &[winner] = winners.as_slice() else { return Err(ProbeError::Winners(winners.len())) };
-    let request = |source| ProbeError::Request { action: "read", source };
-    let content = store.get(key).await.map_err(request)?.bytes().await.map_err(request)?;
-    if content.iter().all(|byte| usize::from(*byte) == winner) {
-        Ok(())
-    } else {
-        Err(ProbeError::WrongContent)
+    holds(store, key, winner).await
+}
+
+/// Writes the object of one racer; tells whether the key was free.
+async fn create(
+    store: &Arc<dyn ObjectStore>,
+    key: &Path,
+    number: usize,
+) -> Result<bool, ProbeError> {
+    match store
+        .put_opts(key, PutPayload::from(content(number)), PutOptions::from(PutMode::Create))
+        .await
+    {
+        Ok(_) => Ok(true),
+        Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
+        Err(source) => Err(ProbeError::Request { action: "create", source }),
     }
+}
+
+async fn holds(store: &Arc<dyn ObjectStore>, key: &Path, number: usize) -> Result<(), ProbeError> {
+    let request = |source| ProbeError::Request { action: "read", source };
+    let there = store.get(key).await.map_err(request)?.bytes().await.map_err(request)?;
+    if there == content(number) { Ok(()) } else { Err(ProbeError::WrongContent) }
+}
+
+fn content(number: usize) -> Vec<u8> {
+    vec![u8::try_from(number).unwrap_or(u8::MAX); OBJECT_BYTES]
 }
 
 #[cfg(test)]
@@ -95,7 +139,26 @@ mod tests {
     #[tokio::test]
     async fn a_bucket_that_ignores_conditions_is_refused() {
         let store: Arc<dyn ObjectStore> = Arc::new(FaultyStore::new(Fault::IgnoreConditions));
-        assert!(matches!(probe(&store).await, Err(ProbeError::Winners(RACERS))));
+        let error = probe(&store).await.expect_err("refused");
+        assert!(matches!(error, ProbeError::Ignored), "{error}");
+        assert!(error.to_string().contains("ignores the condition"));
+        assert!(crate::testing::keys(&store).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_bucket_that_checks_and_then_writes_is_refused() {
+        let store: Arc<dyn ObjectStore> = Arc::new(FaultyStore::new(Fault::CheckThenWrite));
+        let error = probe(&store).await.expect_err("refused");
+        assert!(matches!(error, ProbeError::Winners(RACERS)), "{error}");
+        assert!(error.to_string().contains("checks the condition and writes later"));
+        assert!(crate::testing::keys(&store).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_local_directory_passes() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let url = directory.path().to_str().expect("UTF-8").parse().expect("a bucket");
+        crate::bucket::open(&url).await.expect("files are linked into place");
     }
 
     #[tokio::test]

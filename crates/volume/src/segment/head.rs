@@ -54,7 +54,7 @@ impl Head {
             fields.u64()?;
         }
         let data_offset =
-            u32::try_from(head.len()).map_err(|_error| DecodeError::Value("count"))?;
+            u32::try_from(stored.len()).map_err(|_error| DecodeError::Value("count"))?;
         let runs = parse_runs(fields.bytes(runs as usize * 12)?, data_offset)?;
         Ok(Self { name, blocks, runs })
     }
