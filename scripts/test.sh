@@ -26,11 +26,13 @@ node=$PWD/tests/e2e/js/node_modules/.bin/node
 pytest() { # SUITE ARGUMENTS...
     local suite=tests/$1
     shift
-    $python -m pytest -c "$suite/pytest.ini" --rootdir "$suite" -q -p no:cacheprovider "$@"
+    "${around[@]}" $python -m pytest -c "$suite/pytest.ini" --rootdir "$suite" -q -p no:cacheprovider "$@"
 }
+around=()
 
-on_s3() { # TESTS...
-    $python tests/e2e/with_seaweedfs.py $python -m pytest -c tests/e2e/pytest.ini --rootdir tests/e2e -q -p no:cacheprovider "$@"
+on_s3() { # SUITE ARGUMENTS...
+    local around=($python tests/e2e/with_seaweedfs.py)
+    pytest "$@"
 }
 
 what=${1:-all}
@@ -38,12 +40,15 @@ $python tests/e2e/leaks.py save "$state/before"
 if [[ $what == soak ]]; then
     export PUCK_SOAK=1
     part "soak: suites, killed agents and servers, what is full, a bucket that is away" pytest soak tests/soak -s "${@:2}"
-    (($# > 1)) || part "soak: end to end on S3" on_s3 tests/e2e
+    if (($# == 1)); then
+        part "soak on S3: killed servers" on_s3 soak tests/soak/test_killed_server.py
+        part "end to end on S3" on_s3 e2e tests/e2e
+    fi
 else
     [[ $what == e2e ]] || part "unit tests" cargo test --release --workspace --lib --bins --tests
     part "end to end: command line, Python, durability, isolation" pytest e2e tests/e2e
     part "end to end: JavaScript" $python tests/e2e/with_server.py "$node" --test --test-reporter=spec --test-concurrency=2 "tests/e2e/js/*.test.js"
-    part "end to end on S3: checkpoints, sleep" on_s3 tests/e2e/test_python_checkpoints.py tests/e2e/test_sleep.py
+    part "end to end on S3: checkpoints, sleep" on_s3 e2e tests/e2e/test_python_checkpoints.py tests/e2e/test_sleep.py
     part "soak, short form" pytest soak tests/soak -s
 fi
 part "nothing left behind" $python tests/e2e/leaks.py check "$state/before"

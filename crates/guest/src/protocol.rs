@@ -50,7 +50,8 @@ pub const ACTIVITY: &str = "/internal/activity";
 pub const EVENTS: &str = "/events";
 
 /// The prefix of the object gateway's routes on the worker's socket: `GET` (with `Range`), `HEAD`, `PUT` (with
-/// `If-None-Match: *` to create only) and `DELETE` of `/objects/KEY`; `GET /objects?prefix=P` lists as [`ObjectList`].
+/// `If-None-Match: *` to create only) and `DELETE` of `/objects/KEY`; `GET /objects?prefix=P`, with `&after=KEY` only what
+/// comes after a key, lists as [`ObjectList`].
 pub const OBJECTS: &str = "/objects";
 
 /// How many ids a machine has: container id `n` is host id `uid_start + n`.

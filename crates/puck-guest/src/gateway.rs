@@ -83,9 +83,28 @@ impl Gateway {
         Err(error_of(status, create, location, String::from_utf8_lossy(&text).into_owned()))
     }
 
-    async fn list_all(&self, prefix: Option<Path>) -> Result<Vec<Result<ObjectMeta>>> {
+    fn stream(
+        &self,
+        prefix: Option<Path>,
+        after: Option<Path>,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
+        let gateway = self.clone();
+        stream::once(async move { gateway.list_after(prefix, after).await })
+            .map_ok(stream::iter)
+            .try_flatten()
+            .boxed()
+    }
+
+    async fn list_after(
+        &self,
+        prefix: Option<Path>,
+        after: Option<Path>,
+    ) -> Result<Vec<Result<ObjectMeta>>> {
         let prefix = prefix.unwrap_or_default();
-        let uri = format!("{OBJECTS}?prefix={}", utf8_percent_encode(prefix.as_ref(), QUERY));
+        let mut uri = format!("{OBJECTS}?prefix={}", utf8_percent_encode(prefix.as_ref(), QUERY));
+        if let Some(after) = after {
+            uri.push_str(&format!("&after={}", utf8_percent_encode(after.as_ref(), QUERY)));
+        }
         let request = request(Method::GET, &uri).body(empty()).map_err(generic)?;
         let body = self
             .call(&prefix, request)
@@ -193,12 +212,15 @@ impl ObjectStore for Gateway {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let gateway = self.clone();
-        let prefix = prefix.cloned();
-        stream::once(async move { gateway.list_all(prefix).await })
-            .map_ok(stream::iter)
-            .try_flatten()
-            .boxed()
+        self.stream(prefix.cloned(), None)
+    }
+
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.stream(prefix.cloned(), Some(offset.clone()))
     }
 
     async fn list_with_delimiter(&self, _: Option<&Path>) -> Result<ListResult> {

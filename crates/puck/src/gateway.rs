@@ -238,20 +238,23 @@ impl Service {
     }
 
     async fn list(&self, query: &str) -> Response<Body> {
-        let prefix = api::query::Query::parse(query)
-            .ok()
-            .and_then(|query| query.first("prefix").map(str::to_owned));
-        let Some(prefix) = prefix else {
+        let query = api::query::Query::parse(query).ok();
+        let parameter = |name| query.as_ref().and_then(|query| query.first(name));
+        let Some(prefix) = parameter("prefix") else {
             return refused(StatusCode::BAD_REQUEST, "prefix is required");
         };
-        let prefix = match self.scope.prefix(&prefix) {
-            Ok(prefix) => prefix,
+        let after = parameter("after").map(|after| self.scope.prefix(after)).transpose();
+        let (prefix, after) = match self.scope.prefix(prefix).and_then(|own| Ok((own, after?))) {
+            Ok(both) => both,
             Err(error) => {
                 warn!(volume = %self.scope.volume(), prefix, %error, "a guest asked for what is not its own");
                 return refused(error.status(), &error.to_string());
             }
         };
-        let mut found = self.store.list(Some(&prefix));
+        let mut found = match &after {
+            Some(after) => self.store.list_with_offset(Some(&prefix), after),
+            None => self.store.list(Some(&prefix)),
+        };
         let mut objects = Vec::new();
         loop {
             match found.try_next().await {

@@ -14,7 +14,7 @@
 mod compact;
 
 use crate::{
-    error::{Attempt as _, Error},
+    error::{Attempt as _, Error, ErrorKind},
     failpoint::Point,
     map::{Garbage, MergeCursor, Window},
     seal::{blocking, ship_until_done},
@@ -87,12 +87,19 @@ impl Reclaim {
 
 impl Volume {
     /// Merges and deletes everything that is due now, without waiting for the background. For a volume that is about to be
-    /// closed for long, like a retired one.
+    /// closed for long, like a retired one, which is opened with a short `garbage_delay`: nobody rewinds it any more.
     pub async fn reclaim(&self) -> Result<(), Error> {
         self.shared.check_open()?;
-        let mut cursor = MergeCursor::default();
-        while pass(&self.shared, &mut cursor).await? {}
-        Ok(())
+        let shared = self.shared.clone();
+        // A task of its own is never dropped in the middle of shipping.
+        let reclaiming = tokio::spawn(async move {
+            let mut cursor = MergeCursor::default();
+            while pass(&shared, &mut cursor).await? {}
+            Ok(())
+        });
+        reclaiming
+            .await
+            .map_err(|error| Error::with(ErrorKind::Internal, "give space back", error))?
     }
 
     /// The time since when every state of the volume is whole in the bucket, so that [`Volume::rewind`] can go back to it;

@@ -85,6 +85,15 @@ async fn a_machine_reads_and_writes_its_own_volume() {
     let list = setup.call(Method::GET, &format!("/objects?prefix=volumes/{}/", setup.own)).await;
     let list: ObjectList = serde_json::from_slice(list.body()).expect("a list");
     assert_eq!(list.objects.iter().map(|object| object.size).collect::<Vec<_>>(), [7]);
+    for (after, count) in [("segments/Z", 1), ("segments/a", 0)] {
+        let query = format!("prefix=volumes/{0}/&after=volumes/{0}/{after}", setup.own);
+        let list = setup.call(Method::GET, &format!("/objects?{query}")).await;
+        let list: ObjectList = serde_json::from_slice(list.body()).expect("a list");
+        assert_eq!(list.objects.len(), count, "{after}");
+    }
+    let query = format!("prefix=volumes/{}/&after=accounts/local/log", setup.own);
+    let elsewhere = setup.call(Method::GET, &format!("/objects?{query}")).await;
+    assert!(elsewhere.status().is_client_error());
     assert_eq!(setup.call(Method::DELETE, &uri).await.status(), StatusCode::NO_CONTENT);
     assert_eq!(setup.call(Method::GET, &uri).await.status(), StatusCode::NOT_FOUND);
 }

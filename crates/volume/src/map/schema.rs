@@ -193,3 +193,39 @@ pub(super) fn position(connection: &Connection) -> Result<Position, Error> {
         .attempt("read the map's position")?;
     Ok(Position { epoch: unsigned(epoch)?, sequence: unsigned(sequence)? })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{FORMAT, TABLES, connect, format, open};
+    use crate::{VolumeId, map::Map};
+    use rusqlite::params;
+
+    #[test]
+    fn a_map_of_format_1_is_upgraded_with_all_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("map.db");
+        let volume = VolumeId::now();
+        let connection = connect(&path).unwrap();
+        connection.execute_batch(TABLES).unwrap();
+        connection
+            .execute_batch("INSERT INTO layer (id, parent) VALUES (1, NULL), (2, 1)")
+            .unwrap();
+        connection
+            .execute(
+                "INSERT INTO volume VALUES (1, 1, ?1, 4, 7, 9, 2, 'v1', 2, 0, 0)",
+                params![volume.0.as_bytes()],
+            )
+            .unwrap();
+        connection
+            .execute_batch("INSERT INTO checkpoint VALUES (1, 'v1', 1, 5, 'words', 0, NULL)")
+            .unwrap();
+        drop(connection);
+        assert_eq!(format(&open(&path, volume, 4).unwrap()).unwrap(), FORMAT);
+        let map = Map::open(&path, volume, 4).unwrap();
+        let [row] = &map.checkpoints().unwrap()[..] else { panic!("one checkpoint") };
+        assert_eq!((row.id.as_str(), row.comment.as_str(), row.commented), ("v1", "words", false));
+        assert_eq!((map.position().unwrap().sequence, map.segment_next().unwrap()), (7, 9));
+        assert_eq!(map.pins().unwrap(), []);
+        assert!(map.deleted_until().unwrap().is_some(), "what was deleted before is not known");
+    }
+}
