@@ -136,7 +136,10 @@ fn ext4_survives_detaching_checkpoints_and_the_loss_of_the_local_directory() {
     let big = pattern(1, 20 << 20);
     fs::write(mounted.mount.join("big"), &big).unwrap();
     write_many(&mounted.mount);
-    rustix::fs::syncfs(fs::File::open(&mounted.mount).unwrap()).unwrap();
+    // The unmount below would fail if a syncer left a descriptor behind.
+    let syncer = volume::Syncer::new(fs::File::open(&mounted.mount).unwrap()).unwrap();
+    syncer.sync().unwrap();
+    drop(syncer);
     let cut = volume.cut().unwrap();
     let new = NewCheckpoint { comment: "good".into(), auto: false };
     let checkpoint = runtime.block_on(volume.checkpoint(cut, new)).unwrap();

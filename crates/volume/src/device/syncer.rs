@@ -13,7 +13,7 @@ use crate::error::{Attempt as _, Error, ErrorKind};
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, AsRawFd as _},
+    os::fd::{AsFd, AsRawFd as _, FromRawFd as _, RawFd},
     sync::{
         Mutex,
         mpsc::{Receiver, SyncSender, sync_channel},
@@ -31,14 +31,14 @@ pub struct Syncer {
 impl Syncer {
     /// Starts the thread for the filesystem that the descriptor belongs to. Until this is dropped, it keeps a descriptor.
     pub fn new(filesystem: impl AsFd) -> Result<Self, Error> {
-        let file = File::from(
-            filesystem.as_fd().try_clone_to_owned().attempt("keep the filesystem open")?,
-        );
+        // It is open in the table of this process until the thread has a table of its own, and in that one from then on.
+        let file = filesystem.as_fd().try_clone_to_owned().attempt("keep the filesystem open")?;
+        let number = file.as_raw_fd();
         let (requests, received) = sync_channel(1);
         let (ready, is_ready) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("volume-sync".into())
-            .spawn(move || serve(file, &ready, &received))
+            .spawn(move || serve(number, &ready, &received))
             .attempt("start the thread that syncs")?;
         let syncer = Self { requests: Some(requests), thread: Mutex::new(Some(thread)) };
         is_ready
@@ -75,30 +75,31 @@ fn ended(source: Box<dyn std::error::Error + Send + Sync>) -> Error {
 
 /// Only `std` channels here: what wakes a task of an asynchronous runtime may need a descriptor that this thread lacks.
 fn serve(
-    file: File,
+    number: RawFd,
     ready: &SyncSender<io::Result<()>>,
     requests: &Receiver<SyncSender<io::Result<()>>>,
 ) {
-    let own = keep_only(&file);
-    let failed = own.is_err();
-    // The receiver waits for exactly this, and for each answer below.
-    drop(ready.send(own));
-    if failed {
+    if let Err(error) = keep_only(number) {
+        // The receiver waits for exactly this, and for each answer below.
+        drop(ready.send(Err(error)));
         return;
     }
+    // SAFETY: The descriptor is open in this thread's own table, in which nobody else closes or uses it.
+    let file = unsafe { File::from_raw_fd(number) };
+    drop(ready.send(Ok(())));
     while let Ok(answer) = requests.recv() {
         drop(answer.send(rustix::fs::syncfs(&file).map_err(io::Error::from)));
     }
 }
 
 /// Gives the calling thread a descriptor table of its own, with the standard streams and one file.
-fn keep_only(file: &File) -> io::Result<()> {
+fn keep_only(kept: RawFd) -> io::Result<()> {
     const FIRST: u32 = 3;
     const CLOSE_RANGE_UNSHARE: i32 = 2;
     unsafe extern "C" {
         fn close_range(first: u32, last: u32, flags: i32) -> i32;
     }
-    let kept = u32::try_from(file.as_raw_fd()).map_err(io::Error::other)?;
+    let kept = u32::try_from(kept).map_err(io::Error::other)?;
     let checked = |result: i32| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
     // SAFETY: The descriptors are closed in a new table that only this thread uses, and it uses none of them but the kept
     // one, which neither range has. Whatever owns them elsewhere goes on using the table that they are in.
