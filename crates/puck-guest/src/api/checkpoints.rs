@@ -228,7 +228,13 @@ pub(super) async fn complete(lines: &Lines, data: String) {
 
 pub(super) async fn failed(lines: &Lines, action: &str, error: &CheckpointError) {
     let reason = format!("Failed to {action}: {}", chain(error));
-    tracing::warn!(reason, "checkpoint stream");
+    match error {
+        CheckpointError::Failed(_) => tracing::warn!(reason, "checkpoint stream"),
+        // The client asked for what cannot be, and is told.
+        CheckpointError::Conflict(_) | CheckpointError::NotFound => {
+            tracing::info!(reason, "checkpoint stream");
+        }
+    }
     let error = Some(reason);
     lines
         .write(&Progress { kind: ProgressKind::Error, data: None, error, time: Timestamp::now() })
