@@ -119,12 +119,12 @@ impl Log {
     /// right.
     pub async fn open(&self, db: &Path) -> Result<(Shipper, Opened), Error> {
         let local = db.to_owned();
-        let note = blocking(move || Note::read(&local)).await?;
+        let mut note = blocking(move || Note::read(&local)).await?;
         let rules = Rules { lease: self.settings.lease, claim_time_max: CLAIM_TIME_MAX };
         let mut claimant = Claimant::new(rand::random(), note.writers.clone(), rules);
         let mut tries = Tries::new();
         loop {
-            match self.try_open(db, &note, &mut claimant).await {
+            match self.try_open(db, &mut note, &mut claimant).await {
                 Err(error) => tries.again_after(error)?,
                 Ok(opened) => return Ok(opened),
             }
@@ -146,7 +146,7 @@ impl Log {
     async fn try_open(
         &self,
         db: &Path,
-        note: &Note,
+        note: &mut Note,
         claimant: &mut Claimant,
     ) -> Result<(Shipper, Opened), Error> {
         let (found, ownership) = self.wait_for_turn(claimant).await?;
@@ -164,8 +164,9 @@ impl Log {
         if recognized.is_none() {
             set_aside(db).await?;
         }
-        let note = note.claiming(Some(head.writer()), ownership.writer());
-        write_note(db, &note).await?;
+        *note = note.claiming(Some(head.writer()), ownership.writer());
+        write_note(db, note).await?;
+        claimant.noted(note.writers.clone());
         let claim = claim_after(&head, &ownership);
         if let Some(source) = &recognized {
             source.note(&[head.position, claim.position]);

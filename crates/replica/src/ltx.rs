@@ -27,9 +27,6 @@ pub(crate) const HEADER_BYTES: usize = 100;
 /// The digest in a file whose writer did not know it. No digest is zero.
 pub(crate) const DIGEST_UNKNOWN: u64 = 0;
 
-/// Bytes of a file without pages.
-pub(crate) const EMPTY_FILE_BYTES: u64 = 131;
-
 /// No page takes less.
 pub(crate) const PAGE_FRAME_BYTES_MIN: usize = 10;
 

@@ -117,6 +117,11 @@ impl Claimant {
         if now < until { Next::Wait { until } } else { Next::Claim(self.claim(epoch, head, asked)) }
     }
 
+    /// The claimer has noted, durably, what it has written or is about to write.
+    pub(crate) fn noted(&mut self, own: Vec<Writer>) {
+        self.own = own;
+    }
+
     /// Whether the claimer itself wrote this, so that what it has locally continues it.
     pub(crate) fn wrote(&self, writer: Writer) -> bool {
         self.own.contains(&writer)

@@ -11,7 +11,7 @@
 use crate::{
     error::Error,
     layout::{LEVEL_SNAPSHOTS, LEVEL_TRANSACTIONS, Name},
-    ltx::{EMPTY_FILE_BYTES, HEADER_BYTES, Header},
+    ltx::{HEADER_BYTES, Header},
     settings::Settings,
     source::MERGED_LEVELS,
     store::{Found, Store},
@@ -21,6 +21,9 @@ use std::time::Duration;
 
 /// How long files stay for restores that are under way.
 const GRACE: Duration = Duration::from_secs(60 * 60);
+
+/// A claim is not larger: a file without pages has 131 bytes, and a store may add some to each.
+const CLAIM_BYTES_MAX: u64 = 256;
 
 /// Files that are deleted in one go; the rest waits for the next.
 const DELETES_MAX: usize = 10_000;
@@ -33,10 +36,14 @@ pub(crate) async fn sweep(
     store: &Store,
     settings: &Settings,
     database_bytes: u64,
-    now_ms: u64,
 ) -> Result<(), Error> {
     let files = store.list_all().await?;
-    let old = deletable(&files, settings, database_bytes, now_ms);
+    // The bucket's own clock tells how old a file is: the newest file was written just now. This machine's may be wrong.
+    let now_ms = files.iter().map(|found| found.modified_ms).max().unwrap_or(0);
+    delete(store, deletable(&files, settings, database_bytes, now_ms)).await
+}
+
+async fn delete(store: &Store, old: Vec<Found>) -> Result<(), Error> {
     stream::iter(old.into_iter().take(DELETES_MAX).map(Ok))
         .try_for_each_concurrent(REQUESTS_AT_ONCE, async |found| {
             if is_claim(store, found).await? { Ok(()) } else { store.delete(found.name).await }
@@ -45,7 +52,7 @@ pub(crate) async fn sweep(
 }
 
 /// What may go, in the order in which it goes. Claims are not told apart yet.
-fn deletable(files: &[Found], settings: &Settings, database_bytes: u64, now_ms: u64) -> Vec<Found> {
+fn deletable(files: &[Found], settings: &Settings, database_bytes: u64, now_ms: i64) -> Vec<Found> {
     let age_ms = |found: &Found| i128::from(now_ms) - i128::from(found.modified_ms);
     let window_ms = settings.rewind_window.max(GRACE).as_millis().cast_signed();
     let level = |level: u8| files.iter().filter(move |found| found.name.level == level);
@@ -106,10 +113,10 @@ impl Covered {
     }
 }
 
-/// Only a file without pages, or the first of a log, can be a claim.
+/// Only a file without pages, or the first of a log, can be a claim. Larger ones are not read to find out.
 async fn is_claim(store: &Store, found: Found) -> Result<bool, Error> {
     let name = found.name;
-    if name.level != LEVEL_TRANSACTIONS || (found.bytes > EMPTY_FILE_BYTES && name.max > 1) {
+    if name.level != LEVEL_TRANSACTIONS || (found.bytes > CLAIM_BYTES_MAX && name.max > 1) {
         return Ok(false);
     }
     let bytes = store.read_start(name, HEADER_BYTES as u64).await?;
@@ -120,9 +127,8 @@ async fn is_claim(store: &Store, found: Found) -> Result<bool, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{deletable, sweep};
+    use super::{deletable, delete, sweep};
     use crate::{
-        clock,
         layout::{Layout, Name},
         ltx::{Encoder, Header, Ours},
         settings::Settings,
@@ -131,12 +137,11 @@ mod tests {
     use object_store::{memory::InMemory, path::Path as Key};
     use std::{sync::Arc, time::Duration};
 
-    const HOUR: u64 = 60 * 60 * 1000;
+    const HOUR: i64 = 60 * 60 * 1000;
 
     /// A file of 100 bytes that is so many hours old at hour 100.
-    fn file(level: u8, min: u64, max: u64, hours: u64) -> Found {
-        let modified_ms = i64::try_from((100 - hours) * HOUR).expect("small");
-        Found { name: Name { level, min, max }, bytes: 100, modified_ms }
+    fn file(level: u8, min: u64, max: u64, hours: i64) -> Found {
+        Found { name: Name { level, min, max }, bytes: 100, modified_ms: (100 - hours) * HOUR }
     }
 
     fn check(files: &[Found], bytes_max: u64, expected: &[(u8, u64)]) {
@@ -150,7 +155,7 @@ mod tests {
 
     #[test]
     fn what_comes_before_the_last_snapshot_outside_of_the_window_goes() {
-        let transactions = (1..=8).map(|txid| file(0, txid, txid, 60 - 5 * txid));
+        let transactions = (1..=8).map(|txid| file(0, txid, txid, 60 - 5 * txid.cast_signed()));
         let mut files: Vec<Found> = transactions.collect();
         files.extend([file(9, 1, 3, 45), file(9, 1, 5, 35), file(9, 1, 7, 20)]);
         files.extend([file(3, 2, 5, 35), file(3, 6, 8, 20)]);
@@ -167,7 +172,8 @@ mod tests {
 
     #[test]
     fn too_large_a_level_0_is_thinned_from_its_oldest_file_on() {
-        let mut files: Vec<Found> = (1..=10).map(|txid| file(0, txid, txid, 12 - txid)).collect();
+        let mut files: Vec<Found> =
+            (1..=10).map(|txid| file(0, txid, txid, 12 - txid.cast_signed())).collect();
         files.extend([file(1, 2, 4, 8), file(2, 5, 8, 4)]);
         check(&files, 1000, &[]);
         check(&files, 800, &[(0, 2), (0, 3)]);
@@ -203,12 +209,15 @@ mod tests {
         put(&store, Name::snapshot(2), false, 1).await;
         put(&store, Name::snapshot(6), false, 1).await;
         let settings = Settings { rewind_window: Duration::ZERO, ..Settings::default() };
-        let left = async |now_ms| {
-            sweep(&store, &settings, 0, now_ms).await.expect("deletes");
+        let left = async || {
             let files = store.list_all().await.expect("a list");
             files.iter().map(|found| (found.name.level, found.name.max)).collect::<Vec<_>>()
         };
-        assert_eq!(left(clock::now_ms()).await.len(), 8);
-        assert_eq!(left(clock::now_ms() + 2 * HOUR).await, [(0, 1), (0, 3), (0, 6), (9, 6)]);
+        sweep(&store, &settings, 0).await.expect("nothing to delete");
+        assert_eq!(left().await.len(), 8);
+        let files = store.list_all().await.expect("a list");
+        let later = files.iter().map(|found| found.modified_ms).max().expect("files") + 2 * HOUR;
+        delete(&store, deletable(&files, &settings, 0, later)).await.expect("deletes");
+        assert_eq!(left().await, [(0, 1), (0, 3), (0, 6), (9, 6)]);
     }
 }

@@ -177,8 +177,7 @@ impl Shipper {
             self.upkeep.failed(work, now, now_ms);
         }
         if self.upkeep.sweeps(now)
-            && let Err(error) =
-                retention::sweep(&self.store, &self.settings, database_bytes, now_ms).await
+            && let Err(error) = retention::sweep(&self.store, &self.settings, database_bytes).await
         {
             warn!(error = &error as &dyn std::error::Error, "old files of the log stay");
         }

@@ -272,7 +272,7 @@ impl World {
     fn send(&mut self, at: usize) {
         let (now, time) = (self.now, self.time());
         let worker = &mut self.workers[at];
-        let Doing::Writing { ownership, flight, .. } = &mut worker.doing else { return };
+        let Doing::Writing { claimant, ownership, flight, .. } = &mut worker.doing else { return };
         let checksum = ownership.txid() + 1;
         let entry = ownership.append(checksum, time).expect("a fenced worker has stopped");
         let packet = match *flight {
@@ -287,6 +287,7 @@ impl World {
         assert_eq!(packet.entry(), entry, "the same is sent again");
         if !worker.own.contains(&entry.writer) {
             worker.own.push(entry.writer);
+            claimant.noted(worker.own.clone());
         }
         *flight = Flight::Sent(packet);
         if let Err(place) = self.network.binary_search(&packet) {
