@@ -13,7 +13,10 @@ use super::{
     checkpoints::{CheckpointError, Checkpoints},
     sandbox::Sandbox,
 };
-use api::checkpoint::Checkpoint;
+use api::{
+    checkpoint::Checkpoint,
+    volume::{Change, VolumeStatus},
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
@@ -21,11 +24,12 @@ use guest::protocol::Identity;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
 use local::Local;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{mpsc, watch},
 };
 use tokio_tungstenite::{
     WebSocketStream,

@@ -205,7 +205,9 @@ async fn two_checkpoints_are_compared() {
 #[tokio::test]
 async fn a_rewind_needs_an_instant() {
     let bench = Bench::with_checkpoints(Arc::new(InMemory::default())).await;
-    let last = async |body: &str| bench.call(Method::POST, "rewind", &[], body).await.lines().pop();
+    let last = async |body: &'static str| {
+        bench.call(Method::POST, "rewind", &[], body).await.lines().pop()
+    };
     assert_eq!(last(r#"{"at":"2026-01-31T10:00:00Z"}"#).await.unwrap()["type"], "complete");
     let failed = last(r#"{"at":"1970-01-01T00:00:01Z"}"#).await.unwrap();
     assert_eq!(failed["type"], "error");

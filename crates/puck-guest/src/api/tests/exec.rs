@@ -1,6 +1,6 @@
 //! Exec over WebSockets, and the session routes.
 
-use super::{Bench, DEADLINE, Socket, Transcript, script, within};
+use super::{Bench, Socket, Transcript, script, within};
 use http::{Method, StatusCode};
 use serde_json::json;
 use std::time::{Duration, Instant};
