@@ -9,7 +9,7 @@
 //! A volume that living sprites were forked from is never removed: they read what it holds.
 
 use super::{Orchestrator, Refusal, disk};
-use crate::account::{Contents, SpriteRecord};
+use crate::account::{AccountError, Contents, SpriteRecord};
 use axum::{
     extract::State,
     http::{StatusCode, Uri},
@@ -75,12 +75,18 @@ impl Orchestrator {
     async fn reap(&self, record: &SpriteRecord) -> Result<(), Refusal> {
         self.unpin(record).await?;
         let doom = self.worker.doom(record.volume).map_err(|error| Refusal::unavailable(&error))?;
-        if let Err(failure) = self.account.forget(record.id).await {
-            self.worker.spare(doom);
-            return Err(failure.into());
+        match self.account.forget(record.id).await {
+            Ok(_) => {
+                self.worker.destroy(record.id, &disk(record)).await;
+                Ok(())
+            }
+            // Whoever destroys with no time to take it back, and whoever looks whose time is up, may meet here.
+            Err(AccountError::Gone(_)) => Ok(()),
+            Err(failure) => {
+                self.worker.spare(doom);
+                Err(failure.into())
+            }
         }
-        self.worker.destroy(record.id, &disk(record)).await;
-        Ok(())
     }
 
     /// Tells the sprite that this one was forked from that it need not keep anything for it any more.
