@@ -364,6 +364,27 @@ fn a_journal_that_another_epoch_overtook_is_set_aside_and_not_replayed() {
 }
 
 #[test]
+fn a_journal_from_before_another_claim_is_set_aside_though_the_map_has_not_moved() {
+    let world = World::new();
+    let mut place = world.place("volume");
+    let volume = world.open(&place);
+    volume.write(0, &noise(1, 1)).unwrap();
+    world.seal(&volume);
+    world.store.away.store(true, Ordering::SeqCst);
+    volume.write(0, &noise(2, 1)).unwrap();
+    volume.flush().unwrap();
+    world.crash(volume);
+    world.store.away.store(false, Ordering::SeqCst);
+
+    // Another worker has had the volume as epoch 2 and has written nothing.
+    place.settings.epoch = 3;
+    place.settings.epoch_first = 3;
+    let volume = world.open(&place);
+    assert!(volume.set_aside().unwrap().exists());
+    assert!(read(&volume, 0, 1).unwrap() == noise(1, 1));
+}
+
+#[test]
 fn a_key_that_a_dead_process_took_is_skipped_and_its_object_removed() {
     let world = World::new();
     let place = world.place("volume");
