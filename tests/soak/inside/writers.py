@@ -113,7 +113,9 @@ class Git:
             subprocess.run(["git", "init", "--quiet", place], check=True)
         # No reference reaches the disk before what it refers to.
         for key, value in {"core.fsync": "all", "user.name": "W", "user.email": "w@example.com", "gc.auto": "0"}.items():
-            self.git("config", key, value)
+            # On a full disk nothing can be written, and nothing has to be.
+            if (self.git("config", "--get", key, check=False) or "").strip() != value:
+                self.git("config", key, value)
 
     def git(self, *arguments: str, check: bool = True) -> str | None:
         """What a command of git says, or None if it fails."""
