@@ -21,6 +21,7 @@ use guest::{
 use std::{fs, path::Path, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{net::UnixListener, sync::Notify};
 use tracing::error;
+use tracing_subscriber::EnvFilter;
 
 /// How long a machine that is asleep waits for its last answers to reach the worker.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -43,7 +44,7 @@ fn agent() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .without_time()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_env_filter(log_filter())
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
@@ -57,6 +58,13 @@ fn agent() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What the worker asks for, without a complaint that is none: a reply finds nobody only where the kernel has given its
+/// request up, because the device is being taken down.
+fn log_filter() -> EnvFilter {
+    let quiet = "fuser::reply=off".parse().expect("a constant");
+    EnvFilter::from_default_env().add_directive(quiet)
 }
 
 /// Tells the allocator to give large buffers back to the system when they are freed, and not to keep a heap per thread: an
