@@ -32,7 +32,7 @@ test: image
 
 # The parts of `make test`, for a shorter loop.
 unit: setup
-	$(CARGO) test --release --workspace --lib --bins --tests --examples
+	$(CARGO) test --release --workspace
 
 e2e: image
 	@scripts/test.sh e2e
