@@ -90,7 +90,7 @@ pub(crate) fn sprite(name: &str) -> Value {
     json!({
         "id": format!("sprite-{name}"), "name": name, "organization": "acme", "status": "cold",
         "url": format!("http://{name}-1a2b.localhost"), "url_settings": {"auth": "sprite"}, "version": null,
-        "environment_version": null, "labels": [], "idle_timeout_seconds": 30, "isolation": "namespaces",
+        "environment_version": null, "labels": [], "idle_timeout_seconds": 30, "durability": "default", "isolation": "namespaces",
         "created_at": "2026-01-31T10:28:13Z", "updated_at": "2026-01-31T10:28:13Z",
     })
 }

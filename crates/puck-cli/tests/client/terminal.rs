@@ -154,7 +154,7 @@ fn a_list_is_a_table_and_destroying_asks() {
     assert_eq!(terminal.exit_code(), Some(0));
     for (answer, code) in [("n\n", 1), ("y\n", 0)] {
         let mut terminal = Terminal::start(&["destroy", "web"]);
-        terminal.expect("This cannot be undone. [y/N] ");
+        terminal.expect("all its checkpoints? [y/N] ");
         terminal.type_keys(answer);
         assert_eq!(terminal.exit_code(), Some(code));
     }
