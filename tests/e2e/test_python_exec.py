@@ -101,11 +101,15 @@ def test_a_terminal_has_its_size_and_takes_input(server, sprite, name):
 
 
 def test_control_c_interrupts_in_a_terminal(server, name, sprite):
-    with execute(server, name, "bash", "--norc", tty=True) as terminal:
-        terminal.send(b"sleep 100\n")
-        terminal.until(b"sleep 100")
-        terminal.send(b"echo rea''dy; sleep 100\n\x03")
-        terminal.send(b"\x03echo st''ill here; exit\n")
+    with execute(server, name, "env", "PS1=prompt:", "bash", "--norc", tty=True) as terminal:
+        # A shell that does not prompt yet would die of the interrupt.
+        terminal.until(b"prompt:")
+        terminal.send(b"echo rea''dy; sleep 100\n")
+        terminal.until(b"ready\r\n")
+        terminal.forget()
+        terminal.send(b"\x03")
+        terminal.until(b"prompt:")
+        terminal.send(b"echo st''ill here; exit\n")
         terminal.until(b"still here")
         terminal.wait()
 

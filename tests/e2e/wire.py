@@ -53,6 +53,10 @@ class Exec:
         while text not in self.output:
             assert self.read(seconds), f"ended with {self.exit_code} before {text!r}: {self.output!r}"
 
+    def forget(self) -> None:
+        """Lets `until` look only at what comes from now on."""
+        self.output = b""
+
     def wait(self, seconds: float = 30) -> int:
         """Reads to the end and gives the exit code."""
         while self.read(seconds):

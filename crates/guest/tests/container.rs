@@ -147,7 +147,7 @@ async fn users_are_mapped_to_ids_of_nobody(stage: &Stage) {
         let sleep = format!("sleep 9{inside}");
         let (process, io) =
             stage.container().spawn(Command { user, ..shell(&sleep) }).await.unwrap();
-        let outside = stage.outside_uid(&sleep);
+        let outside = stage.outside_uid(&sleep).await;
         assert_eq!(outside, stage::UID_START + inside);
         process.signal_group(9).await.unwrap();
         assert_eq!(process.wait().await, 137);

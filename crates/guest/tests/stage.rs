@@ -125,17 +125,26 @@ impl Stage {
         fs::metadata(self.spec.volume.join(path)).unwrap().uid()
     }
 
-    /// The user id outside of the process with this command line.
-    pub(crate) fn outside_uid(&self, command_line: &str) -> u32 {
+    /// The user id outside of the process with this command line, once there is one: a process that was just spawned may
+    /// not have the line yet.
+    pub(crate) async fn outside_uid(&self, command_line: &str) -> u32 {
+        let mut uid = None;
+        until(&format!("a process with the command line {command_line}"), || {
+            uid = self.uid_of(command_line);
+            std::future::ready(uid.is_some())
+        })
+        .await;
+        uid.unwrap()
+    }
+
+    fn uid_of(&self, command_line: &str) -> Option<u32> {
         let door = self.container().cgroup().doors().remove(0);
-        for pid in fs::read_to_string(door).unwrap().lines() {
+        fs::read_to_string(door).unwrap().lines().find_map(|pid| {
             let process = Path::new("/proc").join(pid);
-            let line = fs::read_to_string(process.join("cmdline")).unwrap_or_default();
-            if line.replace('\0', " ").contains(command_line) {
-                return fs::metadata(process).unwrap().uid();
-            }
-        }
-        panic!("no process has the command line {command_line}");
+            let line = fs::read_to_string(process.join("cmdline")).ok()?;
+            let uid = fs::metadata(process).ok()?.uid();
+            line.replace('\0', " ").contains(command_line).then_some(uid)
+        })
     }
 }
 
