@@ -45,7 +45,7 @@ if [[ $what == soak ]]; then
         part "end to end on S3" on_s3 e2e tests/e2e
     fi
 else
-    [[ $what == e2e ]] || part "unit tests" cargo test --release --workspace
+    [[ $what == e2e ]] || part "unit tests" cargo test --release --workspace --no-fail-fast
     part "end to end: command line, Python, durability, isolation" pytest e2e tests/e2e
     part "end to end: JavaScript" $python tests/e2e/with_server.py "$node" --test --test-reporter=spec --test-concurrency=2 "tests/e2e/js/*.test.js"
     part "end to end on S3: checkpoints, sleep" on_s3 e2e tests/e2e/test_python_checkpoints.py tests/e2e/test_sleep.py

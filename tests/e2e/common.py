@@ -6,6 +6,7 @@ import re
 import pytest
 import sprites
 
+from object_stores import FaultyProxy, SeaweedFS
 from puck_server import Server, Servers, wait_for
 
 _numbers = itertools.count(1)
@@ -53,6 +54,22 @@ def servers(request) -> Servers:
     made = Servers()
     yield made
     made.close(failed=getattr(request.node, "failed", False))
+
+
+@pytest.fixture(scope="module")
+def seaweed(tmp_path_factory) -> SeaweedFS:
+    """A real S3 server for the tests of one file."""
+    server = SeaweedFS(tmp_path_factory.mktemp("seaweed") / "data")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def proxy(seaweed) -> FaultyProxy:
+    """The way to it, which can be made bad."""
+    opened = FaultyProxy(seaweed.s3_port)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

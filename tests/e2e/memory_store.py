@@ -9,9 +9,10 @@ import re
 import threading
 import time
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from http_service import HttpService, Request
 
 # Between check and write of a server that does not do both at once. A race of a few requests fits into it.
 GAP_SECONDS = 0.05
@@ -27,50 +28,29 @@ class MemoryStore:
         self.objects: dict[str, bytes] = {}
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.lock = threading.Lock()
-        store = self
+        self.service = HttpService(self.handle)
+        self.port = self.service.port
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def handle_any(self):
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                parts = urlsplit(self.path)
-                bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
-                query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
-                conditions = {name: self.headers[name] for name in ("If-None-Match", "If-Match") if name in self.headers}
-                if "uploads" in query or "uploadId" in query:
-                    status, headers, content = store.multipart(self.command, key, query, body)
-                elif self.command == "PUT":
-                    status, headers, content = store.put(key, body, conditions)
-                elif self.command == "DELETE":
-                    status, headers, content = store.delete(key)
-                elif self.command == "POST" and "delete" in query:
-                    status, headers, content = store.delete_many(body.decode())
-                elif not key:
-                    status, headers, content = store.list(query)
-                else:
-                    status, headers, content = store.get(key, self.headers.get("Range"))
-                self.answer(status, headers, content)
-
-            def answer(self, status: int, headers: dict, content: bytes) -> None:
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(content)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(content)
-
-            def log_message(self, *_):
-                pass
-
-            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.server.block_on_close = False
-        self.server.handle_error = lambda *_: None
-        self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def handle(self, request: Request) -> None:
+        """Answers a request."""
+        body = request.body()
+        parts = urlsplit(request.path)
+        _, _, key = unquote(parts.path).lstrip("/").partition("/")
+        query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+        conditions = {name: request.headers[name] for name in ("If-None-Match", "If-Match") if name in request.headers}
+        if "uploads" in query or "uploadId" in query:
+            status, headers, content = self.multipart(request.command, key, query, body)
+        elif request.command == "PUT":
+            status, headers, content = self.put(key, body, conditions)
+        elif request.command == "DELETE":
+            status, headers, content = self.delete(key)
+        elif request.command == "POST" and "delete" in query:
+            status, headers, content = self.delete_many(body.decode())
+        elif not key:
+            status, headers, content = self.list(query)
+        else:
+            status, headers, content = self.get(key, request.headers.get("Range"))
+        request.answer(status, headers, content)
 
     def put(self, key: str, body: bytes, conditions: dict[str, str]) -> tuple[int, dict, bytes]:
         """A write, conditional or not."""
@@ -177,8 +157,7 @@ class MemoryStore:
 
     def close(self) -> None:
         """Ends it."""
-        self.server.shutdown()
-        self.server.server_close()
+        self.service.close()
 
 
 def etag(content: bytes) -> str:

@@ -5,9 +5,9 @@ import json
 import subprocess
 import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from http_service import HttpService, Request
 from puck_server import ROOT, free_port, wait_for
 
 WEED = ROOT / ".venv/bin/weed"
@@ -107,70 +107,48 @@ class FaultyProxy:
         self.counts: Counter[str] = Counter()
         self._counting = threading.Lock()
         self._over = threading.Event()
-        proxy = self
+        self.upstream = upstream
+        self.service = HttpService(self.handle)
+        self.port = self.service.port
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    def handle(self, request: Request) -> None:
+        """Passes a request on, unless something is wrong."""
+        body = request.body()
+        self.count(request.command, 1)
+        self.count("bytes put", len(body))
+        fault, over = self.fault, self._over
+        if fault == "hang":
+            self.faults += 1
+            # Thousands may hang, and their bodies are of no use any more.
+            del body
+            over.wait(HANG_SECONDS_MAX)
+            request.close_connection = True
+        elif fault == "drop":
+            self.faults += 1
+            request.close_connection = True
+        elif fault:
+            self.faults += 1
+            request.answer(fault, {"Content-Type": "application/xml"}, self.error(fault))
+        else:
+            self.pass_on(request, body)
 
-            def handle_any(self):
-                length = int(self.headers.get("Content-Length") or 0)
-                body = self.rfile.read(length)
-                proxy.count(self.command, 1)
-                proxy.count("bytes put", length)
-                fault, over = proxy.fault, proxy._over
-                if fault == "hang":
-                    proxy.faults += 1
-                    # Thousands may hang, and their bodies are of no use any more.
-                    del body
-                    over.wait(HANG_SECONDS_MAX)
-                    self.close_connection = True
-                elif fault == "drop":
-                    proxy.faults += 1
-                    self.close_connection = True
-                elif fault:
-                    proxy.faults += 1
-                    self.answer(fault, {"Content-Type": "application/xml"}, proxy.error(fault))
-                else:
-                    self.pass_on(body)
-
-            def pass_on(self, body: bytes) -> None:
-                connection = http.client.HTTPConnection("127.0.0.1", upstream, timeout=60)
-                try:
-                    # The signature covers the Host header, so that goes through as it came.
-                    connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-                    for name, value in self.headers.items():
-                        connection.putheader(name, value)
-                    connection.endheaders(body)
-                    got = connection.getresponse()
-                    data = got.read()
-                    proxy.count("bytes got", len(data))
-                    headers = {k: v for k, v in got.getheaders() if k.lower() not in ("connection", "transfer-encoding", "content-length")}
-                    length = got.getheader("Content-Length") if self.command == "HEAD" else None
-                    self.answer(got.status, headers, data, length)
-                finally:
-                    connection.close()
-
-            def answer(self, status: int, headers: dict, body: bytes, length: str | None = None) -> None:
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", length or str(len(body)))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.server.block_on_close = False
-        self.server.handle_error = lambda *_: None
-        self.port = self.server.server_address[1]
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-        self.thread.start()
+    def pass_on(self, request: Request, body: bytes) -> None:
+        """Asks the server, and answers what it answered."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.upstream, timeout=60)
+        try:
+            # The signature covers the Host header, so that goes through as it came.
+            connection.putrequest(request.command, request.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in request.headers.items():
+                connection.putheader(name, value)
+            connection.endheaders(body)
+            got = connection.getresponse()
+            data = got.read()
+            self.count("bytes got", len(data))
+            headers = {k: v for k, v in got.getheaders() if k.lower() not in ("connection", "transfer-encoding", "content-length")}
+            length = got.getheader("Content-Length") if request.command == "HEAD" else None
+            request.answer(got.status, headers, data, length)
+        finally:
+            connection.close()
 
     def count(self, what: str, number: int) -> None:
         """Adds to what was counted."""
@@ -197,5 +175,4 @@ class FaultyProxy:
     def close(self) -> None:
         """Lets everything that hangs go, and ends."""
         self.fault = None
-        self.server.shutdown()
-        self.server.server_close()
+        self.service.close()

@@ -3,23 +3,9 @@
 import pytest
 import sprites
 
-from object_stores import SECRET_KEY, FaultyProxy, SeaweedFS, environment
+from object_stores import SECRET_KEY, environment
 from test_sleep import connect, status
 from wire import call
-
-
-@pytest.fixture(scope="module")
-def seaweed(tmp_path_factory):
-    server = SeaweedFS(tmp_path_factory.mktemp("seaweed") / "data")
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def proxy(seaweed):
-    opened = FaultyProxy(seaweed.s3_port)
-    yield opened
-    opened.close()
 
 
 def test_sprites_live_in_an_s3_bucket(servers, seaweed, eventually):

@@ -9,7 +9,7 @@ import pytest
 import sprites
 
 from puck_server import PUCK
-from wire import call
+from wire import call, execute
 
 
 @pytest.fixture
@@ -71,6 +71,64 @@ def test_a_fork_begins_as_its_source_and_goes_its_own_way(server, client, name):
     assert shell(client.sprite(f"{name}-grandchild"), check) == "first\nwhole"
     for one in (f"{name}-now", f"{name}-grandchild"):
         client.delete_sprite(one)
+
+
+def test_checkpoints_are_browsed(server, sprite, name, eventually):
+    shell(sprite, "echo first > file; mkdir tree; echo deep > tree/leaf; sudo rm -rf /usr/share/doc; chmod 600 file")
+    call(server, "POST", f"/v1/sprites/{name}/checkpoint", json={"comment": "one"})
+    shell(sprite, "echo second > file; rm -r tree")
+    call(server, "POST", f"/v1/sprites/{name}/checkpoint", json={"comment": "two"})
+
+    assert {"v1", "v2"} <= set(shell(sprite, "ls /.sprite/checkpoints").split())
+    # What the disk was then, whose it was then; the base image is below it.
+    at = "/.sprite/checkpoints/v1"
+    assert shell(sprite, f"cat {at}$HOME/file {at}$HOME/tree/leaf") == "first\ndeep"
+    assert shell(sprite, f"stat -c '%U %a' {at}$HOME/file; test ! -e {at}/usr/share/doc && ls {at}/usr/bin/env") == (
+        f"sprite 600\n{at}/usr/bin/env"
+    )
+    assert shell(sprite, "cd /.sprite/checkpoints/v2 && cat .$HOME/file && test ! -e .$HOME/tree && echo gone") == "second\ngone"
+    # Nobody writes there, and what it never was is not there.
+    assert shell(sprite, f"sudo touch {at}/x 2>&1 || sudo rm {at}$HOME/file 2>&1 || true").count("Read-only") == 2
+    assert shell(sprite, "ls /.sprite/checkpoints/v77 2>&1 || true").endswith("No such file or directory")
+    # A file comes back by `cp`, and the file calls see the same.
+    assert shell(sprite, f"cp -r {at}$HOME/tree . && cat tree/leaf") == "deep"
+    assert sprite.filesystem("/").path(f"{at}/home/sprite/file").read_text() == "first\n"
+    assert call(server, "GET", f"/v1/sprites/{name}/fs/read", params={"path": "/.sprite/checkpoints/v77/x"}).status_code == 404
+
+    # One that is deleted while somebody is in it stays for them alone.
+    with execute(server, name, "sh", "-c", f"cd {at} && echo in && read line && cat .$HOME/file") as inside:
+        inside.until(b"in")
+        assert call(server, "DELETE", f"/v1/sprites/{name}/checkpoints/v1").status_code in (200, 204)
+        inside.send(b"\n")
+        inside.until(b"first")
+    # Also what was browsed keeps nothing from being restored, twice.
+    for _ in range(2):
+        assert "second" in shell(sprite, "cat /.sprite/checkpoints/v2$HOME/file")
+        assert list(sprite.restore_checkpoint("v2"))[-1].type == "complete"
+    assert shell(sprite, "cat file; ls /.sprite/checkpoints/v2$HOME/file") == (
+        "second\n/.sprite/checkpoints/v2/home/sprite/file"
+    )
+
+
+def test_more_checkpoints_than_may_be_open(server, sprite, name):
+    for number in range(10):
+        shell(sprite, f"echo {number} > file")
+        assert list(sprite.create_checkpoint())[-1].type == "complete"
+    read = "for n in 1 2 3 4 5 6 7 8 9 10; do cat /.sprite/checkpoints/v$n$HOME/file; done"
+    assert shell(sprite, read).split() == [str(number) for number in range(10)]
+    # Whoever stays in as many as can be open is in no more than that, and they are free again afterwards.
+    script = """
+        mkdir tries
+        for n in 1 2 3 4 5 6 7 8 9 10; do
+            (if cd /.sprite/checkpoints/v$n; then touch ~/tries/in$n; exec sleep 100; else touch ~/tries/out$n; fi) >/dev/null 2>&1 &
+            pids="$pids $!"
+        done
+        until [ $(ls tries | wc -l) = 10 ]; do sleep 0.05; done
+        ls tries | grep -c in
+        kill $pids || true
+    """
+    assert shell(sprite, script) == "8"
+    assert shell(sprite, read).split() == [str(number) for number in range(10)]
 
 
 def test_forks_that_cannot_be(server, client, name):

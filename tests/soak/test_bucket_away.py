@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from machines import agent, allocated, memory
-from object_stores import FaultyProxy, SeaweedFS, environment
+from object_stores import environment
 from puck_server import wait_for
 from scale import scaled
 from wire import execute
@@ -29,20 +29,6 @@ JOURNAL_SLACK_BYTES = 96 * MIB
 
 RETURN_SECONDS_MAX = 180
 SAMPLE_SECONDS = 0.25
-
-
-@pytest.fixture(scope="module")
-def seaweed(tmp_path_factory):
-    server = SeaweedFS(tmp_path_factory.mktemp("seaweed") / "data")
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def proxy(seaweed):
-    opened = FaultyProxy(seaweed.s3_port)
-    yield opened
-    opened.close()
 
 
 class Steady:

@@ -7,14 +7,17 @@
 //! The root is mounted in the machine's mount namespace and copied into the container's, so the agent sees the same files.
 //! Whoever keeps a file below [`Container::root`] open keeps the volume busy.
 
+mod automount;
 mod command;
 mod link;
 mod shared;
 
+pub use automount::{Automount, Wanted};
 pub use command::{Command, Process, ProcessIo, SignalError, SpawnError, Stdio, User};
 
 use crate::{
     cgroup::{self, Cgroup, Trees},
+    mount,
     protocol::{Limits, SPRITE_UID},
     sys,
     wire::{Packet, Received},
@@ -24,11 +27,12 @@ use link::Link;
 use rustix::{
     fs::{Gid, Mode, OFlags, Uid},
     io::Errno,
-    mount::UnmountFlags,
+    mount::{MountAttrFlags, UnmountFlags},
     net::{AddressFamily, SocketFlags, SocketType},
     pipe::PipeFlags,
     process::{WaitId, WaitIdOptions},
 };
+pub(crate) use shared::CHECKPOINTS;
 use shared::Shared;
 use std::{
     io,
@@ -124,6 +128,7 @@ pub struct Container {
     shared: Shared,
     /// The zygote's process.
     zygote: AsyncFd<OwnedFd>,
+    user_namespace: OwnedFd,
     link: Arc<Link>,
 }
 
@@ -136,11 +141,20 @@ impl Container {
         check_hostname(&spec.hostname)?;
         let cgroup = spec.cgroup.child("container");
         match Self::try_start(&spec, &cgroup).await {
-            Ok((link, zygote, shared)) => {
+            Ok((link, [zygote, user_namespace], shared)) => {
+                let watched = sys::watch(zygote, Interest::READABLE);
                 let receiver = Arc::clone(&link);
                 // Ends with the connection, thus with the container.
                 tokio::spawn(async move { receiver.receive().await });
-                Ok(Self { root: spec.run.join("root"), spec, cgroup, shared, zygote, link })
+                Ok(Self {
+                    root: spec.run.join("root"),
+                    spec,
+                    cgroup,
+                    shared,
+                    zygote: watched.map_err(failed("watch the zygote"))?,
+                    user_namespace,
+                    link,
+                })
             }
             Err(error) => {
                 if let Err(left) = clean_up(&cgroup, &spec.run).await {
@@ -154,7 +168,7 @@ impl Container {
     async fn try_start(
         spec: &ContainerSpec,
         cgroup: &Cgroup,
-    ) -> Result<(Arc<Link>, AsyncFd<OwnedFd>, Shared), Error> {
+    ) -> Result<(Arc<Link>, [OwnedFd; 2], Shared), Error> {
         let trees = Trees::detect(Path::new(cgroup::MOUNT))?;
         cgroup.create()?;
         cgroup.limit(spec.limits)?;
@@ -166,6 +180,7 @@ impl Container {
             base: spec.base.clone(),
             volume: spec.volume.clone(),
             run: spec.run.clone(),
+            checkpoints: shared.checkpoints().is_some(),
             uid_start: spec.uid_start,
             hostname: spec.hostname.clone(),
             limits: spec.limits,
@@ -191,10 +206,9 @@ impl Container {
             .map_err(|error| failed("set up the zygote's socket")(error.into()))?;
         let both = Interest::READABLE | Interest::WRITABLE;
         let link = Link::new(sys::watch(ours, both).map_err(failed("set up the zygote's socket"))?);
-        let zygote = built(&link).await;
+        let built = built(&link).await;
         builder.wait().await.map_err(failed("wait for the builder"))?;
-        let zygote = sys::watch(zygote?, Interest::READABLE).map_err(failed("watch the zygote"))?;
-        Ok((link, zygote, shared))
+        Ok((link, built?, shared))
     }
 
     /// The container's root as the agent sees it, for the file API: without the container's `/proc`, `/dev`, `/sys` and
@@ -208,6 +222,21 @@ impl Container {
     #[must_use]
     pub fn sprite_directory(&self) -> &Path {
         self.shared.sprite()
+    }
+
+    /// The directory that programs in the container see as `/.sprite/checkpoints`; `None` where the kernel has no autofs.
+    #[must_use]
+    pub fn checkpoints(&self) -> Option<&Automount> {
+        self.shared.checkpoints()
+    }
+
+    /// A detached and read-only mount of a directory that no user controls, with the ids of a disk shown as the container's.
+    ///
+    /// # Errors
+    /// When there is no such directory, or its filesystem cannot map ids.
+    pub fn bind_mapped(&self, directory: &Path) -> io::Result<OwnedFd> {
+        let flags = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_RDONLY;
+        mount::bind(directory, flags, Some(self.user_namespace.as_fd()))
     }
 
     /// The id outside of the container's root.
@@ -300,21 +329,21 @@ impl Container {
     }
 }
 
-/// Waits for the builder and the zygote: the zygote's process, once it takes requests.
-async fn built(link: &Link) -> Result<OwnedFd, Error> {
-    let (mut zygote, mut ready) = (None, false);
+/// Waits for the builder and the zygote: the zygote's process and the container's user namespace, once it takes requests.
+async fn built(link: &Link) -> Result<[OwnedFd; 2], Error> {
+    let (mut forked, mut ready) = (None, false);
     loop {
         // The two replies come from two processes, so either may be first.
-        match zygote.take() {
-            Some(process) if ready => return Ok(process),
-            process => zygote = process,
+        match forked.take() {
+            Some(descriptors) if ready => return Ok(descriptors),
+            descriptors => forked = descriptors,
         }
         let received = link.receive_one().await.map_err(failed("hear from the zygote"))?;
-        let Some(Received { message, mut descriptors }) = received else {
+        let Some(Received { message, descriptors }) = received else {
             return Err(Error::Start { reason: "the builder ended without a word".into() });
         };
         match message.map_err(failed("understand the zygote"))? {
-            Reply::Forked => zygote = descriptors.pop(),
+            Reply::Forked => forked = descriptors.try_into().ok(),
             Reply::Built => ready = true,
             Reply::BuildFailed { reason } => return Err(Error::Start { reason }),
             _ => return Err(Error::Start { reason: "the builder answered something else".into() }),

@@ -276,6 +276,8 @@ fn build_machine(
     // Without its keeper nobody would thaw or clean up after this machine.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .step("follow the keeper")?;
+    // The kernel names the agent's group in its own terms to what is mounted for it, so it must be of this machine.
+    rustix::process::setpgid(None, None).step("lead a process group")?;
     let machine = trees.group(&spec.cgroup);
     machine.join().step("join the machine's control group")?;
     let namespaces = UnshareFlags::NEWNS

@@ -2,6 +2,7 @@
 
 use crate::{
     api::checkpoints::{CheckpointError, Checkpoints},
+    browse::BrowseError,
     diff::diff,
     disk::DiskError,
     machine::{Machine, MachineError},
@@ -16,7 +17,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use volume::{ErrorKind, State, Volume};
+use volume::{ErrorKind, State};
 
 /// The machine's disk and its history.
 pub(crate) struct DiskCheckpoints(pub(crate) Arc<Machine>);
@@ -48,8 +49,7 @@ impl Checkpoints for DiskCheckpoints {
     }
 
     async fn delete(&self, id: &str) -> Result<(), CheckpointError> {
-        let volume = self.0.volume().await.map_err(failed)?;
-        volume.delete_checkpoint(id).await.map_err(volume_failed)
+        self.0.delete_checkpoint(id).await.map_err(failed)
     }
 
     async fn restore(&self, id: &str) -> Result<(), CheckpointError> {
@@ -60,6 +60,10 @@ impl Checkpoints for DiskCheckpoints {
         self.0.rewind(at).await.map_err(failed)
     }
 
+    async fn browse(&self, id: &str) -> Result<(), CheckpointError> {
+        self.0.browse(id).await.map_err(failed)
+    }
+
     async fn diff(
         &self,
         from: &str,
@@ -67,8 +71,12 @@ impl Checkpoints for DiskCheckpoints {
         changes: mpsc::Sender<Change>,
     ) -> Result<(), CheckpointError> {
         let volume = self.0.volume().await.map_err(failed)?;
+        let container = self.0.container().await.map_err(failed)?;
         let (from, to) = (from.to_owned(), to.to_owned());
-        let comparing = tokio::task::spawn_blocking(move || compare(&volume, &from, &to, &changes));
+        let comparing = tokio::task::spawn_blocking(move || {
+            let mount = |id| MountedView::mount(&volume, id, &container).map_err(disk_failed);
+            compare(&mount(&from)?, &mount(&to)?, &changes)
+        });
         comparing.await.map_err(|error| CheckpointError::Failed(error.into()))?
     }
 
@@ -107,19 +115,14 @@ impl Checkpoints for DiskCheckpoints {
     }
 }
 
-/// Mounts both states, walks them, and takes them away again. Blocks the thread.
+/// Walks both states. Blocks the thread.
 fn compare(
-    volume: &Volume,
-    from: &str,
-    to: &str,
+    from: &MountedView,
+    to: &MountedView,
     changes: &mpsc::Sender<Change>,
 ) -> Result<(), CheckpointError> {
-    let mount = |id| MountedView::mount(volume, id).map_err(disk_failed);
-    let (from, to) = (mount(from)?, mount(to)?);
     let trees = (from.tree().map_err(disk_failed)?, to.tree().map_err(disk_failed)?);
     let told = diff(&trees.0, &trees.1, |change| changes.blocking_send(change).is_ok());
-    // What is open keeps the views mounted.
-    drop(trees);
     told.map_err(|error| CheckpointError::Failed(error.into()))
 }
 
@@ -137,7 +140,10 @@ fn checkpoint(checkpoint: volume::Checkpoint) -> Checkpoint {
 
 fn failed(error: MachineError) -> CheckpointError {
     match error {
-        MachineError::Disk(error) => disk_failed(error),
+        MachineError::Disk(error) | MachineError::Browse(BrowseError::Disk(error)) => {
+            disk_failed(error)
+        }
+        MachineError::Browse(error) => CheckpointError::Conflict(error.to_string()),
         MachineError::Asleep => CheckpointError::Conflict(error.to_string()),
         error => CheckpointError::Failed(error.into()),
     }

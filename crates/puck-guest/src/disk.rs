@@ -216,6 +216,12 @@ impl Disk {
         Ok(checkpoint)
     }
 
+    /// Forgets a checkpoint.
+    pub(crate) async fn delete_checkpoint(&self, id: &str) -> Result<(), DiskError> {
+        let deleted = self.volume.delete_checkpoint(id).await;
+        deleted.map_err(|source| DiskError::Volume { action: "delete a checkpoint of", source })
+    }
+
     /// Keeps the disk as an automatic checkpoint, if anything was written since the last one, and lets old ones go.
     pub(crate) async fn keep(&mut self, comment: &str) -> Result<(), DiskError> {
         let seals = self.volume.counters().seals;

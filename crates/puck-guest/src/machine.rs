@@ -16,6 +16,7 @@
 
 use crate::{
     api::sandbox::Sandbox,
+    browse::{BrowseError, Browsing},
     disk::{Disk, DiskError, MOUNT},
     gateway::Gateway,
 };
@@ -62,6 +63,9 @@ pub(crate) enum MachineError {
     /// The disk did not do as it was told.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A checkpoint cannot be looked into.
+    #[error(transparent)]
+    Browse(#[from] BrowseError),
     /// The machine is asleep or ending.
     #[error("the machine is going to sleep")]
     Asleep,
@@ -78,6 +82,16 @@ pub(crate) struct Machine {
 struct Inside {
     disk: Disk,
     container: Option<Arc<Container>>,
+    browsing: Option<Browsing>,
+}
+
+impl Inside {
+    /// The checkpoints are others than before.
+    fn refresh_browsing(&self) {
+        if let Some(browsing) = &self.browsing {
+            browsing.refresh();
+        }
+    }
 }
 
 impl Machine {
@@ -93,7 +107,7 @@ impl Machine {
         }
         tokio::task::block_in_place(|| disk.mount())?;
         let identity = watch::Sender::new(boot.identity.clone());
-        let inside = Mutex::new(Some(Inside { disk, container: None }));
+        let inside = Mutex::new(Some(Inside { disk, container: None, browsing: None }));
         let machine = Arc::new(Self { boot, inside, identity, sandbox: watch::Sender::new(None) });
         machine.start_container(machine.inside().await?.as_mut().expect("just put there")).await?;
         Ok(machine)
@@ -131,8 +145,37 @@ impl Machine {
         comment: &str,
         auto: bool,
     ) -> Result<Checkpoint, MachineError> {
-        let mut inside = self.inside().await?;
-        Ok(inside.as_mut().expect("not asleep").disk.checkpoint(comment, auto).await?)
+        let mut guard = self.inside().await?;
+        let inside = guard.as_mut().expect("not asleep");
+        let checkpoint = inside.disk.checkpoint(comment, auto).await?;
+        inside.refresh_browsing();
+        Ok(checkpoint)
+    }
+
+    /// Forgets a checkpoint.
+    pub(crate) async fn delete_checkpoint(&self, id: &str) -> Result<(), MachineError> {
+        let guard = self.inside().await?;
+        let inside = guard.as_ref().expect("not asleep");
+        inside.disk.delete_checkpoint(id).await?;
+        inside.refresh_browsing();
+        Ok(())
+    }
+
+    /// Makes a checkpoint visible to this process below the container's root.
+    pub(crate) async fn browse(&self, checkpoint: &str) -> Result<(), MachineError> {
+        match &self.inside().await?.as_ref().expect("not asleep").browsing {
+            Some(browsing) => Ok(browsing.enter(checkpoint).await?),
+            None => Err(BrowseError::Ended.into()),
+        }
+    }
+
+    /// The container that runs, for its ids.
+    pub(crate) async fn container(&self) -> Result<Arc<Container>, MachineError> {
+        self.inside()
+            .await?
+            .as_ref()
+            .and_then(|inside| inside.container.clone())
+            .ok_or(MachineError::Asleep)
     }
 
     /// The volume, for what needs no transition.
@@ -221,6 +264,7 @@ impl Machine {
                 if let Err(error) = inside.disk.keep("hourly").await {
                     warn!(error = &error as &dyn std::error::Error, "keep an hourly checkpoint");
                 }
+                inside.refresh_browsing();
             }
         }
     }
@@ -279,6 +323,7 @@ impl Machine {
             .map_err(|source| MachineError::Container { action: "start", source })?;
         let container = Arc::new(container);
         inside.container = Some(container.clone());
+        inside.browsing = Browsing::start(container.clone(), inside.disk.volume().clone());
         self.sandbox.send_replace(Some(container));
         Ok(())
     }
@@ -286,7 +331,14 @@ impl Machine {
     async fn stop_container(&self, inside: &mut Inside) -> Result<(), MachineError> {
         self.sandbox.send_replace(None);
         let Some(container) = inside.container.take() else { return Ok(()) };
-        container.stop().await.map_err(|source| MachineError::Container { action: "stop", source })
+        let views =
+            inside.browsing.take().map(|browsing| tokio::task::block_in_place(|| browsing.end()));
+        container
+            .stop()
+            .await
+            .map_err(|source| MachineError::Container { action: "stop", source })?;
+        tokio::task::block_in_place(|| drop(views));
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 //! `agent` is that process, `zygote` is the first process of the container inside.
 
 mod api;
+mod browse;
 mod checkpoints;
 mod diff;
 mod disk;

@@ -3,23 +3,25 @@
 //! ```text
 //! DIRECTORY/device   the FUSE file of the checkpoint's blocks, with a loop device on it
 //! DIRECTORY/disk     its ext4, whose journal is clean because a checkpoint is taken of a frozen filesystem
-//! DIRECTORY/root     the overlay of the base image and what the sprite had changed of it by then
+//! DIRECTORY/upper    what the sprite had changed of the base image by then, with the container's ids
+//! DIRECTORY/base     the base image, with the container's ids
+//! DIRECTORY/root     the overlay of the two
 //! ```
 
 use crate::{
     diff::Tree,
     disk::{DiskError, create_private},
 };
-use guest::protocol::BASE;
+use guest::{container::Container, protocol::BASE};
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
-    mount::{MountFlags, UnmountFlags},
+    mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags},
 };
 use std::{
     ffi::CString,
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -42,28 +44,39 @@ pub(crate) struct MountedView {
 }
 
 impl MountedView {
-    /// Mounts the state of a checkpoint. Blocks the thread.
-    pub(crate) fn mount(volume: &Volume, checkpoint: &str) -> Result<Self, DiskError> {
+    /// Mounts the state of a checkpoint, with the ids of a container. Blocks the thread.
+    pub(crate) fn mount(
+        volume: &Volume,
+        checkpoint: &str,
+        container: &Container,
+    ) -> Result<Self, DiskError> {
         static NEXT: AtomicU64 = AtomicU64::new(GENERATION_FIRST);
         let generation = NEXT.fetch_add(1, Ordering::Relaxed);
         let view = volume
             .view(checkpoint)
             .map_err(|source| DiskError::Volume { action: "view a checkpoint of", source })?;
         let directory = Path::new(VIEWS).join(generation.to_string());
-        let (file, disk, root) =
-            (directory.join("device"), directory.join("disk"), directory.join("root"));
-        for path in [&file, &disk, &root] {
-            create_private(path)?;
-        }
+        let place = |name: &str| {
+            let path = directory.join(name);
+            create_private(&path).map(|()| path)
+        };
+        let (file, disk, upper) = (place("device")?, place("disk")?, place("upper")?);
+        let (base, root) = (place("base")?, place("root")?);
         let device = Device::attach_view(view, &file, generation)
             .map_err(|source| DiskError::Device { action: "attach", source })?;
         let source = device.path().to_owned();
         let mut mounted = Self { directory, device: Some(device), mounts: Vec::new() };
         mounted.add(&source, disk.clone(), "ext4", "noload")?;
+        for (layer, place) in [(disk.join("root/upper"), &upper), (PathBuf::from(BASE), &base)] {
+            let mapped = container.bind_mapped(&layer).map_err(|error| local(&layer, error))?;
+            attach(mapped, place)?;
+            mounted.mounts.push(place.clone());
+        }
         // Nothing but these two layers; without an upper one an overlay is read-only by itself.
         let layers = format!(
-            "lowerdir={}:{BASE},redirect_dir=follow,metacopy=off,xino=auto",
-            disk.join("root/upper").display()
+            "lowerdir={}:{},redirect_dir=follow,metacopy=off,xino=auto",
+            upper.display(),
+            base.display()
         );
         mounted.add(Path::new("view"), root, "overlay", &layers)?;
         Ok(mounted)
@@ -75,8 +88,39 @@ impl MountedView {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| local(path, errno.into()))
         };
-        let upper = self.directory.join("disk/root/upper");
+        let upper = self.directory.join("upper");
         Ok(Tree { root: open(&self.directory.join("root"))?, upper: open(&upper)? })
+    }
+
+    /// Shows the root at a second place as well, which must be unmounted first.
+    pub(crate) fn show_at(&self, place: &Path) -> Result<(), DiskError> {
+        let root = self.directory.join("root");
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = rustix::mount::open_tree(rustix::fs::CWD, &root, flags)
+            .map_err(|errno| local(&root, errno.into()))?;
+        attach(tree, place)
+    }
+
+    /// Takes it away.
+    ///
+    /// # Errors
+    /// When somebody still uses it. It goes with its last user.
+    pub(crate) fn unmount(mut self) -> Result<(), DiskError> {
+        self.take_down()
+    }
+
+    fn take_down(&mut self) -> Result<(), DiskError> {
+        while let Some(mount) = self.mounts.last() {
+            rustix::mount::unmount(mount, UnmountFlags::empty())
+                .map_err(|errno| local(mount, errno.into()))?;
+            self.mounts.pop();
+        }
+        if let Some(device) = self.device.take() {
+            device.detach().map_err(|source| DiskError::Device { action: "detach", source })?;
+            std::fs::remove_dir_all(&self.directory)
+                .map_err(|error| local(&self.directory, error))?;
+        }
+        Ok(())
     }
 
     fn add(
@@ -100,20 +144,17 @@ impl MountedView {
 
 impl Drop for MountedView {
     fn drop(&mut self) {
-        for mount in self.mounts.iter().rev() {
-            if let Err(errno) = rustix::mount::unmount(mount, UnmountFlags::empty()) {
-                // The device below stays then as well, until the machine ends.
-                warn!(mount = %mount.display(), error = &errno as &dyn std::error::Error, "unmount a view");
-                return;
-            }
-        }
-        if let Some(Err(error)) = self.device.take().map(Device::detach) {
-            warn!(error = &error as &dyn std::error::Error, "detach the device of a view");
-        }
-        if let Err(error) = std::fs::remove_dir_all(&self.directory) {
-            warn!(error = &error as &dyn std::error::Error, "remove the directory of a view");
+        if let Err(error) = self.take_down() {
+            // What is left ends with the machine.
+            warn!(error = &error as &dyn std::error::Error, "take a view away");
         }
     }
+}
+
+fn attach(mount: OwnedFd, place: &Path) -> Result<(), DiskError> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(mount.as_fd(), "", rustix::fs::CWD, place, flags)
+        .map_err(|errno| local(place, errno.into()))
 }
 
 fn local(path: &Path, source: io::Error) -> DiskError {

@@ -3,8 +3,9 @@
 //! They are in a small memory filesystem of the agent, not on the sprite's disk: they describe the machine and not the
 //! sprite, and must not come back from a checkpoint.
 
+use super::automount::Automount;
 use crate::mount;
-use rustix::mount::MountAttrFlags;
+use rustix::{io::Errno, mount::MountAttrFlags};
 use std::{
     fs, io,
     net::IpAddr,
@@ -25,15 +26,19 @@ const SPRITE_ADDRESS: &str = "10.0.0.1";
 const SPRITE_CONSOLE: &str =
     "#!/bin/sh\ncd \"$HOME\" 2>/dev/null\nexec \"${SHELL:-/bin/bash}\" -l\n";
 
+/// The directory of the checkpoints in `/.sprite`.
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
+
 /// What `/.sprite` holds at the start.
 const DIRECTORIES: [&str; 6] =
-    ["bin", "checkpoints", "etc/profile.d", "languages", "logs/services", "policy"];
+    ["bin", CHECKPOINTS, "etc/profile.d", "languages", "logs/services", "policy"];
 
 /// The mounted files.
 #[derive(Debug)]
 pub(super) struct Shared {
     directory: PathBuf,
     sprite: PathBuf,
+    checkpoints: Option<Automount>,
 }
 
 impl Shared {
@@ -50,15 +55,27 @@ impl Shared {
         let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         let files = mount::filesystem("tmpfs", &options, attributes)?;
         mount::attach_path(files.as_fd(), &directory)?;
-        let shared = Self { sprite: directory.join("sprite"), directory };
+        let mut shared = Self { sprite: directory.join("sprite"), directory, checkpoints: None };
         shared.fill(dns)?;
         shared.set_hostname(hostname)?;
+        shared.checkpoints = match Automount::create(&shared.sprite.join(CHECKPOINTS)) {
+            Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => {
+                tracing::warn!("the kernel has no autofs, so checkpoints cannot be browsed");
+                None
+            }
+            made => Some(made?),
+        };
         Ok(shared)
     }
 
     /// The directory behind `/.sprite`.
     pub(super) fn sprite(&self) -> &Path {
         &self.sprite
+    }
+
+    /// See [`super::Container::checkpoints`].
+    pub(super) fn checkpoints(&self) -> Option<&Automount> {
+        self.checkpoints.as_ref()
     }
 
     fn fill(&self, dns: &[IpAddr]) -> io::Result<()> {

@@ -5,6 +5,7 @@
 
 use super::{Step, StepError, identity, inside, message::Build, message::Reply};
 use crate::{
+    container::CHECKPOINTS,
     mount::{self, Kind},
     protocol::UID_COUNT,
     sys::{self, Fork},
@@ -23,7 +24,7 @@ use std::{
     path::Path,
 };
 
-/// Builds the container, forks the zygote, and tells the agent its process descriptor. In the zygote this returns only
+/// Builds the container, forks the zygote, and tells the agent the descriptors of its process and of its user namespace. In the zygote this returns only
 /// when it has ended.
 pub(super) fn run(build: &Build, socket: &OwnedFd) -> Result<(), StepError> {
     for door in &build.cgroup_doors {
@@ -53,7 +54,8 @@ pub(super) fn run(build: &Build, socket: &OwnedFd) -> Result<(), StepError> {
         Fork::Parent(zygote) => {
             let process = rustix::process::pidfd_open(zygote, rustix::process::PidfdFlags::empty())
                 .step("open the zygote's process")?;
-            Reply::Forked.send(socket.as_fd(), &[process.as_fd()]).step("tell the agent")
+            let descriptors = [process.as_fd(), user_namespace.as_fd()];
+            Reply::Forked.send(socket.as_fd(), &descriptors).step("tell the agent")
         }
     }
 }
@@ -184,6 +186,13 @@ fn bind_shared(build: &Build, user_namespace: &OwnedFd) -> Result<(), StepError>
             .step("map the ids of /.sprite")?;
     let place = mount::own_place(root.as_fd(), ".sprite").step("find /.sprite")?;
     mount::attach(sprite.as_fd(), place.as_fd()).step("mount /.sprite")?;
+    if build.checkpoints {
+        let source = build.run.join("shared/sprite").join(CHECKPOINTS);
+        let checkpoints = mount::bind(&source, read_only, None).step("bind the checkpoints")?;
+        let place = mount::find(root.as_fd(), &format!(".sprite/{CHECKPOINTS}"))
+            .step("find the place of the checkpoints")?;
+        mount::attach(checkpoints.as_fd(), place.as_fd()).step("mount the checkpoints")?;
+    }
     for name in ["resolv.conf", "hosts", "hostname"] {
         let source = build.run.join("shared").join(name);
         let file =

@@ -37,8 +37,9 @@ pub(super) fn run(build: &Build, user_namespace: OwnedFd, docker: OwnedFd, socke
 fn enter_root(build: &Build, docker: &OwnedFd) -> Result<(), StepError> {
     rustix::thread::set_name(c"zygote").step("take a name")?;
     rustix::system::sethostname(build.hostname.as_bytes()).step("set the host name")?;
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .step("make mounts private")?;
+    // Only the agent's automount is shared, and what is mounted there appears here. All else is private and stays so.
+    let slaves = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", slaves).step("make mounts slaves")?;
     let path = build.run.join("root");
     let root = mount::root(&path).step("open the root")?;
     let root = root.as_fd();

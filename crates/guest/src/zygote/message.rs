@@ -21,6 +21,8 @@ pub(crate) struct Build {
     pub(crate) volume: PathBuf,
     /// A directory of the agent's with the mount points `base`, `disk` and `root` and what is bound into the container.
     pub(crate) run: PathBuf,
+    /// Whether checkpoints can be browsed.
+    pub(crate) checkpoints: bool,
     /// The container's ids.
     pub(crate) uid_start: u32,
     /// The first host name.
@@ -70,7 +72,7 @@ pub(crate) struct Program {
 /// What the zygote, and before it the builder, tells the agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
-    /// The zygote exists; its process descriptor comes along.
+    /// The zygote exists; the descriptors of its process and of its user namespace come along.
     Forked,
     /// The zygote takes requests.
     Built,

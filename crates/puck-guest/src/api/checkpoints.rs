@@ -49,6 +49,9 @@ pub(crate) trait Checkpoints: Send + Sync {
     /// Makes the disk what it was at an instant, in the same way.
     async fn rewind(&self, at: Timestamp) -> Result<(), CheckpointError>;
 
+    /// Makes one visible to this process below `/.sprite/checkpoints` of the container's root.
+    async fn browse(&self, id: &str) -> Result<(), CheckpointError>;
+
     /// Sends each path that is different at `to` from what it was at `from`, until nobody listens.
     async fn diff(
         &self,

@@ -67,11 +67,15 @@ struct Call {
 }
 
 impl Call {
-    fn parse(raw: Option<&str>) -> Result<Self, Refusal> {
+    async fn read(agent: &Agent, raw: Option<&str>) -> Result<Self, Refusal> {
         let query =
             Query::parse(raw.unwrap_or_default()).map_err(|error| Refusal::invalid(&error))?;
         let path = SpritePath::of(query.first("path"), query.first("workingDir"))
             .map_err(InvalidPath::refusal)?;
+        if let Some(id) = path.checkpoint() {
+            // The kernel has a checkpoint mounted for whoever looks into it, but not for this process.
+            agent.checkpoints.browse(id).await.map_err(|error| error.refusal(id))?;
+        }
         let actor = if query.flag("asRoot") { actor::Actor::Root } else { actor::Actor::Sprite };
         Ok(Self { query, path, actor })
     }

@@ -318,6 +318,10 @@ impl Checkpoints for NoCheckpoints {
         Err(CheckpointError::Conflict("nothing is that old".to_owned()))
     }
 
+    async fn browse(&self, _: &str) -> Result<(), CheckpointError> {
+        Err(CheckpointError::NotFound)
+    }
+
     async fn diff(&self, _: &str, _: &str, _: mpsc::Sender<Change>) -> Result<(), CheckpointError> {
         Err(CheckpointError::NotFound)
     }

@@ -36,6 +36,9 @@ struct InState {
 type Whole = Gauge<i64>;
 type Seconds = Gauge<f64, AtomicU64>;
 
+/// Takes one value out of a report.
+type Value = fn(&VolumeReport) -> u64;
+
 pub(super) async fn show(State(orchestrator): State<Arc<Orchestrator>>) -> Response {
     let mut registry = Registry::with_prefix("puck");
     sprites(&orchestrator, &mut registry);
@@ -75,7 +78,7 @@ async fn volumes(orchestrator: &Orchestrator, registry: &mut Registry) {
         "The age of the oldest write that the bucket does not have",
         lag_seconds.clone(),
     );
-    let whole: [(&str, &str, fn(&VolumeReport) -> u64); 6] = [
+    let whole: [(&str, &str, Value); 6] = [
         ("volume_lag_bytes", "Bytes that the bucket does not have", |report| report.lag_bytes),
         (
             "volume_blocked_milliseconds",

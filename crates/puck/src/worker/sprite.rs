@@ -317,7 +317,7 @@ impl Task {
                 Command::Lease(_, reply) => drop(reply.send(Err(failure.clone()))),
                 Command::Identify(_) => {}
                 other @ (Command::Retire(_) | Command::Stop(_) | Command::Destroy(_)) => {
-                    self.next.push_back(other)
+                    self.next.push_back(other);
                 }
             }
         }

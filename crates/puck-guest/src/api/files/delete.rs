@@ -23,7 +23,7 @@ pub(super) async fn delete(
     State(agent): State<Arc<Agent>>,
     RawQuery(raw): RawQuery,
 ) -> Result<Json<Deleted>, Refusal> {
-    let Call { query, path, actor } = Call::parse(raw.as_deref())?;
+    let Call { query, path, actor } = Call::read(&agent, raw.as_deref()).await?;
     let recursive = query.flag("recursive");
     let deleted = path.as_str().to_owned();
     act(&agent, actor, move |root| remove(root, &path, recursive)).await?;

@@ -25,7 +25,7 @@ pub(super) async fn list(
     State(agent): State<Arc<Agent>>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Refusal> {
-    let Call { query, path, actor } = Call::parse(raw.as_deref())?;
+    let Call { query, path, actor } = Call::read(&agent, raw.as_deref()).await?;
     let recursive = query.flag("recursive");
     let pattern = query.first("pattern").filter(|pattern| !pattern.is_empty()).map(str::to_owned);
     let (json, _) = act(&agent, actor, move |root| {

@@ -68,6 +68,12 @@ impl SpritePath {
         if name.is_empty() { None } else { Some((if dir.is_empty() { "/" } else { dir }, name)) }
     }
 
+    /// The checkpoint that it leads into, by text.
+    pub(super) fn checkpoint(&self) -> Option<&str> {
+        let below = self.0.strip_prefix("/.sprite/checkpoints/")?;
+        below.split('/').next().filter(|id| !id.is_empty())
+    }
+
     /// Whether it lies under the home directory.
     pub(super) fn is_in_home(&self) -> bool {
         self.0.strip_prefix(HOME).is_some_and(|rest| rest.starts_with('/'))

@@ -32,7 +32,7 @@ pub(super) async fn read(
     RawQuery(raw): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let Call { path, actor, .. } = Call::parse(raw.as_deref())?;
+    let Call { path, actor, .. } = Call::read(&agent, raw.as_deref()).await?;
     let wanted = path.as_str().to_owned();
     let ((file, size), withdrawal) = act(&agent, actor, move |root| {
         let (file, stat) = root

@@ -75,7 +75,7 @@ pub(super) async fn write(
     RawQuery(raw): RawQuery,
     body: Body,
 ) -> Result<Json<Written>, Refusal> {
-    let Call { query, path, actor } = Call::parse(raw.as_deref())?;
+    let Call { query, path, actor } = Call::read(&agent, raw.as_deref()).await?;
     let is_placeholder = path.split().is_some_and(|(_, name)| PLACEHOLDERS.contains(&name));
     let options = Options {
         mode: query.first("mode").filter(|mode| !mode.is_empty()).map(parse_mode).transpose()?,

@@ -70,6 +70,10 @@ impl Checkpoints for InMemory {
         Ok(())
     }
 
+    async fn browse(&self, _: &str) -> Result<(), CheckpointError> {
+        Err(CheckpointError::NotFound)
+    }
+
     async fn diff(
         &self,
         from: &str,

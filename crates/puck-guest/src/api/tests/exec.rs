@@ -279,12 +279,8 @@ async fn a_slow_client_slows_the_process_and_loses_nothing() {
         bench.socket(&format!("exec?{}", script(&format!("head -c {bytes} /dev/zero")))).await;
     socket.session_info().await;
     // The process cannot end before the client reads: the pipes, the ring and the sockets hold much less.
-    let ended = tokio::time::timeout(Duration::from_millis(300), async {
-        while bench.agent.sessions.count() > 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    });
-    assert!(ended.await.is_err());
+    let ended = bench.until("the end", |agent| agent.sessions.count() == 0);
+    assert!(tokio::time::timeout(Duration::from_millis(300), ended).await.is_err());
     assert_eq!(socket.framed().await.out.len(), bytes);
 }
 
