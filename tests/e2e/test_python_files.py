@@ -91,3 +91,30 @@ def test_odd_names_are_just_names(home, sh):
         (home / name).write_text(name)
         assert (home / name).read_text() == name
     assert int(sh("ls -q | wc -l")) == 8
+
+
+def test_renames_copies_and_modes(home, sh):
+    sh("mkdir -p tree/deep; echo 1 > tree/deep/file; ln -s deep/file tree/link; echo old > there")
+    (home / "tree/deep/file").rename("moved")
+    assert sh("cat tree/deep/moved") == "1\n"
+    (home / "tree/deep/moved").replace("/home/sprite/there")
+    assert sh("cat there; ls tree/deep") == "1\n"
+    (home / "there").copy_to("tree/deep/file")
+    (home / "tree").copy_to("twin")
+    assert sh("cat twin/link; stat -c %U twin/deep/file") == "1\nsprite\n"
+    (home / "twin").chmod(0o700, recursive=True)
+    assert sh("stat -c %a twin twin/deep twin/deep/file tree/deep/file") == "700\n700\n700\n644\n"
+    with pytest.raises(FileNotFoundError_):
+        (home / "nothing").rename("x")
+    with pytest.raises(IsADirectoryError_):
+        (home / "tree").copy_to("flat", recursive=False)
+    with pytest.raises(DirectoryNotEmptyError):
+        (home / "tree").rename("twin")
+    with pytest.raises(FilesystemError):
+        (home / "there").rename("/etc/there")
+
+
+def test_a_copy_of_what_is_large(home, sh):
+    sum_ = sh("head -c 300M /dev/urandom > big; sha256sum < big")
+    (home / "big").copy_to("twin")
+    assert sh("sha256sum < twin; ls") == f"{sum_}big\ntwin\n"

@@ -1,4 +1,4 @@
-//! Files: read, write, list, delete.
+//! Files: read, write, list, delete, rename, copy, and whose they are.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -65,4 +65,138 @@ pub struct Deleted {
     pub deleted: Vec<String>,
     /// How many.
     pub count: usize,
+}
+
+/// Gives a file or directory another name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rename {
+    /// The path now.
+    pub source: String,
+    /// The path afterwards. What is there is replaced.
+    pub dest: String,
+    /// What relative paths start from; the home directory if absent.
+    pub working_dir: Option<String>,
+    /// Whether the container's root does it, and not the user `sprite`.
+    #[serde(default)]
+    pub as_root: bool,
+}
+
+/// The answer of a rename: both paths, absolute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renamed {
+    /// The path before.
+    pub source: String,
+    /// The path now.
+    pub dest: String,
+}
+
+/// Copies a file or a tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Copy {
+    /// The file or directory.
+    pub source: String,
+    /// The copy's own path. A file there is replaced, a directory filled.
+    pub dest: String,
+    /// What relative paths start from; the home directory if absent.
+    pub working_dir: Option<String>,
+    /// Whether a directory may be copied.
+    #[serde(default)]
+    pub recursive: bool,
+    /// Whether the copies have the times, and as far as the user may give them the owners, of what they are copies of.
+    #[serde(default)]
+    pub preserve_attrs: bool,
+    /// Whether the container's root does it, and not the user `sprite`.
+    #[serde(default)]
+    pub as_root: bool,
+}
+
+/// The answer of a copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Copied {
+    /// Each file, directory and link, with its copy.
+    pub copied: Vec<Renamed>,
+    /// How many.
+    pub count: usize,
+    /// The bytes in the files.
+    pub total_bytes: u64,
+}
+
+/// Changes modes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Chmod {
+    /// The file or directory. A symbolic link is followed.
+    pub path: String,
+    /// What a relative path starts from; the home directory if absent.
+    pub working_dir: Option<String>,
+    /// Octal: `0755`.
+    pub mode: String,
+    /// Whether everything below gets the mode too, but for symbolic links.
+    #[serde(default)]
+    pub recursive: bool,
+    /// Whether the container's root does it, and not the user `sprite`.
+    #[serde(default)]
+    pub as_root: bool,
+}
+
+/// Changes owners.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Chown {
+    /// The file or directory. A symbolic link is followed.
+    pub path: String,
+    /// What a relative path starts from; the home directory if absent.
+    pub working_dir: Option<String>,
+    /// The user; unchanged if absent.
+    pub uid: Option<Owner>,
+    /// The group; unchanged if absent.
+    pub gid: Option<Owner>,
+    /// Whether everything below gets them too, symbolic links themselves included.
+    #[serde(default)]
+    pub recursive: bool,
+    /// Whether the container's root does it, and not the user `sprite`.
+    #[serde(default)]
+    pub as_root: bool,
+}
+
+/// A user or a group of the sprite.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Owner {
+    /// By its number.
+    Id(u32),
+    /// By its name, or its number as text.
+    Name(String),
+}
+
+/// The answer of a change of modes or owners.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Affected<T> {
+    /// What was changed.
+    pub affected: Vec<T>,
+    /// How many.
+    pub count: usize,
+}
+
+/// A file with its new mode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WithMode {
+    /// The absolute path.
+    pub path: String,
+    /// The mode.
+    pub mode: String,
+}
+
+/// A file with its new owners.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WithOwners {
+    /// The absolute path.
+    pub path: String,
+    /// The user's number.
+    pub uid: u32,
+    /// The group's number.
+    pub gid: u32,
 }

@@ -117,9 +117,15 @@ impl Agent {
 
 /// Word that a container is about to be stopped. Whoever holds a file of it open must let go then, or its disk cannot be
 /// unmounted.
+#[derive(Clone)]
 struct Withdrawal(watch::Receiver<Option<Arc<dyn Sandbox>>>);
 
 impl Withdrawal {
+    /// Whether the word has come.
+    fn has_come(&self) -> bool {
+        self.0.has_changed().unwrap_or(true)
+    }
+
     /// Waits for the word.
     async fn wait(&mut self) {
         if self.0.changed().await.is_err() {

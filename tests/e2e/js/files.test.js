@@ -52,3 +52,17 @@ test('errors have codes', async () => {
   await assert.rejects(home().rm('missing'), hasCode('ENOENT'));
   await assert.rejects(home().writeFile('full/file/below', 'x'), hasCode('ENOTDIR'));
 });
+
+test('files get other names, copies, modes and owners', async () => {
+  await home().mkdir('own');
+  await home().writeFile('own/file', 'x', { mode: 0o640 });
+  await home().rename('own/file', 'own/moved');
+  await home().copyFile('own', 'twin', { recursive: true });
+  assert.equal(await home().readFile('twin/moved', 'utf8'), 'x');
+  await home().chmod('twin', 0o700, { recursive: true });
+  assert.equal((await home().stat('twin/moved')).mode, 0o700);
+  await home().chown('twin/moved', { uid: 'root', gid: 0, asRoot: true });
+  await assert.rejects(home().chown('own/moved', { uid: 0 }), hasCode('EPERM'));
+  await assert.rejects(home().rename('missing', 'x'), hasCode('ENOENT'));
+  await assert.rejects(home().copyFile('own', 'flat'), hasCode('EISDIR'));
+});

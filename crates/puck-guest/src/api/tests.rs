@@ -1,5 +1,6 @@
 //! The API over real sockets, on a directory and plain child processes in place of a container.
 
+mod changes;
 mod checkpoints;
 mod control;
 mod exec;

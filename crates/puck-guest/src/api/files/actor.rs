@@ -35,6 +35,11 @@ const ROOT_CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::FSETID);
 
 impl Actor {
+    /// Whom a call that does or does not say `asRoot` acts as.
+    pub(super) fn of(as_root: bool) -> Self {
+        if as_root { Self::Root } else { Self::Sprite }
+    }
+
     /// The id outside of the container, of the user as of its group.
     pub(super) fn id(self, uid_start: u32) -> u32 {
         match self {

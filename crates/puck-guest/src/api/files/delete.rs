@@ -40,7 +40,7 @@ fn remove(root: &Root, path: &SpritePath, recursive: bool) -> Result<(), FileErr
     }
     match rustix::fs::unlinkat(&place.dir, name, AtFlags::REMOVEDIR) {
         Err(Errno::NOTEMPTY | Errno::EXIST) if recursive => {
-            remove_tree(&place.dir, name).map_err(failed)
+            remove_tree(root, &place.dir, name).map_err(failed)
         }
         other => other.map_err(failed),
     }
@@ -54,10 +54,11 @@ struct Step {
 
 /// Deletes a directory and all below. The walk needs two descriptors however deep the tree is: it goes back up by `..`, and
 /// goes on only if that is the directory that it came from, so that nobody can lead it elsewhere meanwhile.
-fn remove_tree(dir: &OwnedFd, name: &str) -> Result<(), Errno> {
+fn remove_tree(root: &Root, dir: &OwnedFd, name: &str) -> Result<(), Errno> {
     let mut current = open_directory(dir, name)?;
     let mut way: Vec<Step> = Vec::new();
     loop {
+        root.check_present()?;
         if let Some(name) = clear(&current)? {
             let parent = identity(&current)?;
             current = open_directory(&current, name.as_c_str())?;

@@ -32,6 +32,9 @@ impl FileError {
     }
 
     pub(super) fn into_refusal(self) -> Refusal {
+        if self.errno == Errno::CANCELED {
+            return Refusal::unavailable();
+        }
         let (code, status, _) = describe(self.errno);
         if status.is_server_error() {
             tracing::warn!(error = %self, "file operation");

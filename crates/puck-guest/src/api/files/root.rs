@@ -1,7 +1,7 @@
 //! The container's root directory, and resolving paths in it.
 
 use super::FileError;
-use crate::api::sandbox::Sandbox;
+use crate::api::{Withdrawal, sandbox::Sandbox};
 use rustix::{
     fs::{FileType, Mode, OFlags, ResolveFlags, Stat},
     io::Errno,
@@ -12,10 +12,10 @@ use std::os::fd::{AsFd, OwnedFd};
 const LINKS_MAX: usize = 40;
 
 /// A descriptor of the root, and whose ids its files have.
-#[derive(Debug)]
 pub(super) struct Root {
     fd: OwnedFd,
     pub(super) uid_start: u32,
+    withdrawal: Withdrawal,
 }
 
 /// A name in a directory: what a path leads to, whether or not it is there.
@@ -30,11 +30,16 @@ pub(super) struct Place {
 }
 
 impl Root {
-    pub(super) fn open(sandbox: &dyn Sandbox) -> Result<Self, FileError> {
+    pub(super) fn open(sandbox: &dyn Sandbox, withdrawal: Withdrawal) -> Result<Self, FileError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(sandbox.root(), flags, Mode::empty())
             .map_err(|errno| FileError::new("open", "/", errno))?;
-        Ok(Self { fd, uid_start: sandbox.uid_start() })
+        Ok(Self { fd, uid_start: sandbox.uid_start(), withdrawal })
+    }
+
+    /// Fails when the container is about to be stopped. Asked between the steps of what may take long.
+    pub(super) fn check_present(&self) -> Result<(), Errno> {
+        if self.withdrawal.has_come() { Err(Errno::CANCELED) } else { Ok(()) }
     }
 
     /// Opens what the path leads to, following symbolic links.

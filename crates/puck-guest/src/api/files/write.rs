@@ -95,7 +95,7 @@ pub(super) async fn write(
     Ok(Json(Written { path: path.as_str().to_owned(), size, mode }))
 }
 
-fn parse_mode(text: &str) -> Result<u32, Refusal> {
+pub(super) fn parse_mode(text: &str) -> Result<u32, Refusal> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     let is_octal = !digits.is_empty() && digits.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
     is_octal
@@ -153,8 +153,7 @@ fn draft(
         Err(Errno::NOENT) => None,
         Err(errno) => return Err(failed(errno)),
     };
-    // A random name, so that it meets neither a user's file nor what an agent that died has left.
-    let temporary = format!(".puck-write-{:016x}", RandomState::new().build_hasher().finish());
+    let temporary = temporary_name();
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file =
         rustix::fs::openat(&place.dir, temporary.as_str(), flags, Mode::from_raw_mode(0o600))
@@ -171,6 +170,11 @@ fn draft(
         is_named: false,
     };
     Ok((draft, File::from(file)))
+}
+
+/// A name for what is not whole yet; random, so that it meets neither a user's file nor what an agent that died has left.
+pub(super) fn temporary_name() -> String {
+    format!(".puck-write-{:016x}", RandomState::new().build_hasher().finish())
 }
 
 fn make_directories(
