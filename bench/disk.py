@@ -48,7 +48,7 @@ class Amount:
         self.rounds = 1 if short else 3
         self.files = 1000 if short else 10_000
         self.seconds = "1" if short else "3"
-        self.cold_bytes = (64 if short else 512) << 20
+        self.cold_bytes = (256 if short else 512) << 20
         self.lag_seconds = "5" if short else "30"
         self.idle_seconds = 5 if short else 60
         self.trickle_seconds = "10" if short else "180"

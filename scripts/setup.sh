@@ -47,7 +47,7 @@ stamped() { # STAMP FILE COMMAND...: runs COMMAND unless STAMP says that it has 
 install_python() {
     echo "setup: pip install -r tests/e2e/requirements.txt"
     [[ -x .venv/bin/pip ]] || python3 -m venv .venv
-    .venv/bin/pip install --quiet --disable-pip-version-check -r tests/e2e/requirements.txt
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/e2e/requirements.txt
 }
 
 install_node() {
@@ -58,7 +58,7 @@ install_node() {
 stamped .venv/.installed tests/e2e/requirements.txt install_python
 install_peers() {
     echo "setup: pip install -r bench/requirements.txt"
-    .venv/bin/pip install --quiet --disable-pip-version-check -r bench/requirements.txt
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt
 }
 
 [[ ${1:-} != bench ]] || stamped .venv/.installed-bench bench/requirements.txt install_peers

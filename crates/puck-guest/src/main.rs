@@ -71,16 +71,23 @@ fn log_filter() -> EnvFilter {
 /// Tells the allocator to give large buffers back to the system when they are freed, and not to keep a heap per thread: an
 /// agent seals tens of MB in one moment and is idle in the next.
 fn keep_memory_small() {
+    const M_TRIM_THRESHOLD: i32 = -1;
     const M_MMAP_THRESHOLD: i32 = -3;
     const M_ARENA_MAX: i32 = -8;
     const LARGE_BYTES: i32 = 256 << 10;
     const HEAPS: i32 = 2;
+    // The default gives each buffer of a read back and takes it anew, page by page.
+    const KEPT_BYTES: i32 = 4 << 20;
     unsafe extern "C" {
         fn mallopt(parameter: i32, value: i32) -> i32;
     }
     // SAFETY: glibc documents it as safe, best called before there are other threads, and there are none.
-    let both = unsafe { mallopt(M_MMAP_THRESHOLD, LARGE_BYTES) & mallopt(M_ARENA_MAX, HEAPS) };
-    if both == 0 {
+    let all = unsafe {
+        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+            & mallopt(M_ARENA_MAX, HEAPS)
+            & mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    };
+    if all == 0 {
         // Only memory is at stake.
         tracing::debug!("the allocator keeps its own settings");
     }

@@ -54,7 +54,7 @@ struct State {
     removals: u64,
 }
 
-/// Proof of when a reader looked at the map. A fill with a ticket from before a change of the map is dropped.
+/// Proof of when a reader looked at the map. A fill with a ticket from before a change of the map is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket(u64);
 
@@ -82,21 +82,22 @@ impl Cache {
         Ok(Self { file, index_path, bytes_max, state: Mutex::new(state) })
     }
 
-    /// A ticket for blocks that are about to be looked up in the map and read from the bucket.
+    /// A ticket for blocks that are about to be looked up in the map.
     pub(crate) fn ticket(&self) -> Ticket {
         Ticket(lock(&self.state).removals)
     }
 
-    /// Reads the blocks that are present. `each` gets every one of them with its bytes; the others are left out.
-    pub(crate) fn read(&self, blocks: Range<u32>, mut each: impl FnMut(u32, &[u8])) {
-        let mut buffer = Vec::new();
-        for run in self.present_runs(blocks) {
-            buffer.resize(run.len() * BLOCK_BYTES, 0);
+    /// Reads the blocks that are present to their places in a buffer for the whole range, and tells which they are. The
+    /// caller checks them; where one is missing, the buffer may hold anything.
+    pub(crate) fn read(&self, blocks: Range<u32>, buffer: &mut [u8]) -> Vec<Range<u32>> {
+        let mut runs = self.present_runs(blocks.clone());
+        runs.retain(|run| {
+            let at = (run.start - blocks.start) as usize * BLOCK_BYTES;
+            let target = &mut buffer[at..at + run.len() * BLOCK_BYTES];
             // An error is a miss. The disk's own trouble shows up where it matters, in the journal.
-            if self.file.read_exact_at(&mut buffer, byte_offset(run.start)).is_ok() {
-                run.zip(buffer.chunks(BLOCK_BYTES)).for_each(|(block, data)| each(block, data));
-            }
-        }
+            self.file.read_exact_at(target, byte_offset(run.start)).is_ok()
+        });
+        runs
     }
 
     /// What the present blocks take.
@@ -131,22 +132,26 @@ impl Cache {
         runs
     }
 
-    /// Puts consecutive blocks in, unless the map has changed since the ticket. Failure to write is no failure: the blocks
+    /// Puts consecutive blocks in; false if the map has changed since the ticket. Failure to write is no failure: the blocks
     /// are not present then.
-    pub(crate) fn fill(&self, ticket: Ticket, first: u32, data: &[u8]) {
+    pub(crate) fn fill(&self, ticket: Ticket, first: u32, data: &[u8]) -> bool {
         let count = u32::try_from(data.len() / BLOCK_BYTES).expect("a fill is bounded");
         let mut state = lock(&self.state);
-        if self.bytes_max == 0 || Ticket(state.removals) != ticket {
-            return;
+        if Ticket(state.removals) != ticket {
+            return false;
+        }
+        if self.bytes_max == 0 {
+            return true;
         }
         if let Err(error) = self.file.write_all_at(data, byte_offset(first)) {
             tracing::debug!(%error, "cannot write to the cache");
-            return;
+            return true;
         }
         for (extent, mask) in extents_of(&(first..first + count)) {
             state.add(extent, mask);
         }
         self.evict(&mut state);
+        true
     }
 
     /// Takes blocks out, because the map is about to say something else about them.

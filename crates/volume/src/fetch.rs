@@ -8,26 +8,34 @@
 //!
 //! The cache is of the live state. Runs that are read for another state stay in memory for a while instead ([`Recent`]).
 //!
+//! A request that takes unusually long is sent a second time ([`Hedge`]), and the first answer counts.
+//!
 //! # Failure
 //!
 //! A request is repeated with growing waits for about a minute, then the read fails as `Unavailable`. Damage (a missing
 //! object, a checksum that does not match) fails at once as `Corrupt`, with an error in the log: nothing can repair it here.
 
+mod get;
+mod hedge;
+mod streams;
+
+pub(crate) use streams::Streams;
+
 use crate::{
     BLOCK_BYTES, Settings,
-    cache::{Cache, Ticket},
-    error::{Attempt as _, Error, ErrorKind},
+    cache::Cache,
+    error::{Error, ErrorKind},
     keys::Keys,
-    map::{Map, SegmentTable},
+    map::Map,
     segment::RUN_BLOCKS,
     sync::{lock, wait},
 };
 use base::backoff::Backoff;
-use bytes::Bytes;
-use object_store::{ObjectStore, ObjectStoreExt as _};
+use get::Get;
+use hedge::Hedge;
+use object_store::ObjectStore;
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    ops::Range,
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -35,14 +43,12 @@ use std::{
 };
 use tokio::runtime::Handle;
 
-/// The most stored bytes of one GET.
-const GET_BYTES_MAX: u64 = 4 << 20;
-
 /// Runs so near to each other are fetched by one GET, with what lies between.
 const GAP_BYTES_MAX: u64 = 64 << 10;
 
-/// The most bytes, before compression, that are on their way without anyone waiting for them.
-const AHEAD_BYTES_MAX: u64 = 32 << 20;
+/// The most bytes, before compression, that are on their way without anyone waiting for them: what sixteen large GETs hold,
+/// since fewer do not fill a line to a bucket that is far away.
+const AHEAD_BYTES_MAX: u64 = 64 << 20;
 
 /// Tries of a GET: with the default waits, they go on for more than a minute.
 const RETRIES_MAX: u32 = 18;
@@ -125,8 +131,8 @@ const RUN_BYTES: u64 = RUN_BLOCKS as u64 * BLOCK_BYTES as u64;
 /// Where runs go besides to those who wait for them.
 #[derive(Debug, Clone, Copy)]
 enum Landing {
-    /// Into the cache: they are of the live state as it was at the ticket.
-    Cache(Ticket),
+    /// Into the cache, as far as the live state has them.
+    Cache,
     /// Into memory, for whoever reads the same frozen state next.
     Recent,
     /// Nowhere: they are read once.
@@ -169,6 +175,7 @@ pub(crate) struct Fetcher {
     recent: Mutex<Recent>,
     ahead_bytes: AtomicU64,
     waits: Backoff,
+    hedge: Hedge,
     keys: Keys,
 }
 
@@ -190,6 +197,7 @@ impl Fetcher {
             recent: Mutex::default(),
             ahead_bytes: AtomicU64::new(0),
             waits,
+            hedge: Hedge::default(),
             keys: settings.keys.clone(),
         }
     }
@@ -197,12 +205,11 @@ impl Fetcher {
     /// Reads what is needed, and starts to read what will be. `each` gets every needed block once. Blocks the thread.
     pub(crate) fn fetch(
         self: &Arc<Self>,
-        ticket: Ticket,
         needed: &[Wanted],
         ahead: &[Wanted],
         each: impl FnMut(u32, &[u8]),
     ) -> Result<(), Error> {
-        self.fetch_to(Landing::Cache(ticket), needed, ahead, each)
+        self.fetch_to(Landing::Cache, needed, ahead, each)
     }
 
     /// Reads blocks of a frozen state, as [`Self::fetch`] does, past the cache.
@@ -306,22 +313,15 @@ impl Fetcher {
         let mut gets: Vec<Get> = Vec::new();
         for claim in claims {
             let table = self.map.segment(claim.key.segment)?;
-            let Some(run) = table.runs.get(claim.key.run as usize) else {
+            if table.runs.get(claim.key.run as usize).is_none() {
                 let message = format!("segment {} has no run {}", claim.key.segment, claim.key.run);
                 return Err(Error::new(ErrorKind::Corrupt, message));
-            };
-            let range = run.range();
-            match gets.last_mut() {
-                Some(last)
-                    if Arc::ptr_eq(&last.table, &table)
-                        && range.start <= last.range.end + GAP_BYTES_MAX
-                        && range.end - last.range.start <= GET_BYTES_MAX =>
-                {
-                    last.range.end = last.range.end.max(range.end);
-                    last.claims.push(claim);
-                }
-                _ => gets.push(Get { table, range, claims: vec![claim] }),
             }
+            let alone = match gets.last_mut() {
+                Some(last) => last.join(&table, claim).err(),
+                None => Some(claim),
+            };
+            gets.extend(alone.map(|claim| Get::new(table, claim)));
         }
         Ok(gets)
     }
@@ -342,179 +342,4 @@ fn by_run(wanted: &[Wanted]) -> BTreeMap<RunKey, Vec<Wanted>> {
         runs.entry(wanted.run()).or_default().push(*wanted);
     }
     runs
-}
-
-/// One request: a range of a segment and the runs in it.
-struct Get {
-    table: Arc<SegmentTable>,
-    range: Range<u64>,
-    claims: Vec<Claim>,
-}
-
-impl Get {
-    async fn run(self, fetcher: Arc<Fetcher>, landing: Landing) {
-        match self.request(&fetcher).await {
-            Ok(bytes) => self.land(&fetcher, landing, &bytes),
-            Err(error) => {
-                if error.kind() == ErrorKind::Corrupt {
-                    let key = self.table.name.key();
-                    tracing::error!(%key, error = &error as &dyn std::error::Error, "a segment cannot be read");
-                }
-                let error = Arc::new(error);
-                self.claims.iter().for_each(|claim| claim.flight.land(Err(error.clone())));
-            }
-        }
-    }
-
-    async fn request(&self, fetcher: &Fetcher) -> Result<Bytes, Error> {
-        let key = self.table.name.key();
-        let mut waits = fetcher.waits.clone();
-        loop {
-            let error = match fetcher.store.get_range(&key, self.range.clone()).await {
-                Ok(bytes) if bytes.len() as u64 == self.range.end - self.range.start => {
-                    return Ok(bytes);
-                }
-                Ok(_) => {
-                    return Err(Error::new(
-                        ErrorKind::Corrupt,
-                        format!("segment {key} is too short"),
-                    ));
-                }
-                Err(error @ object_store::Error::NotFound { .. }) => {
-                    return Err(error).attempt("find a segment");
-                }
-                Err(error) => error,
-            };
-            let Some(pause) = waits.next() else {
-                return Err(error).attempt("get a part of a segment");
-            };
-            tracing::debug!(%key, %error, "reading a segment again");
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    fn land(&self, fetcher: &Fetcher, landing: Landing, bytes: &Bytes) {
-        for claim in &self.claims {
-            let run = &self.table.runs[claim.key.run as usize];
-            let from =
-                usize::try_from(run.offset - self.range.start).expect("a GET is at most a few MiB");
-            let stored = &bytes[from..from + run.stored_bytes as usize];
-            match run.decode((&self.table.name, claim.key.run), stored, &fetcher.keys) {
-                Ok(data) => {
-                    let data = Arc::new(data);
-                    match landing {
-                        Landing::Cache(ticket) => {
-                            fill(&fetcher.cache, ticket, &claim.wanted, &data);
-                        }
-                        Landing::Recent => {
-                            lock(&fetcher.recent).insert(claim.key, data.clone());
-                        }
-                        Landing::Nowhere => {}
-                    }
-                    claim.flight.land(Ok(data));
-                }
-                Err(error) => {
-                    let key = self.table.name.key();
-                    tracing::error!(%key, run = claim.key.run, %error, "a run in the bucket cannot be read");
-                    let error = Error::with(error.kind(), "decode a run of a segment", error);
-                    claim.flight.land(Err(Arc::new(error)));
-                }
-            }
-        }
-    }
-}
-
-/// Puts blocks into the cache, consecutive ones together.
-fn fill(cache: &Cache, ticket: Ticket, wanted: &[Wanted], run: &[u8]) {
-    let mut wanted: Vec<&Wanted> =
-        wanted.iter().filter(|wanted| wanted.find(run).is_some()).collect();
-    wanted.sort_by_key(|wanted| wanted.block);
-    wanted.dedup_by_key(|wanted| wanted.block);
-    for group in wanted.chunk_by(|a, b| a.block + 1 == b.block && a.index + 1 == b.index) {
-        let [first, ..] = group else { continue };
-        let at = (first.index % RUN_BLOCKS) as usize * BLOCK_BYTES;
-        cache.fill(ticket, first.block, &run[at..at + group.len() * BLOCK_BYTES]);
-    }
-}
-
-/// Finds sequential streams among reads and says how far to read ahead of them.
-#[derive(Debug, Default)]
-pub(crate) struct Streams {
-    streams: Vec<Stream>,
-}
-
-#[derive(Debug)]
-struct Stream {
-    next: u32,
-    /// Blocks up to here were asked for.
-    ahead: u32,
-    window: u32,
-}
-
-/// The blocks that are read ahead at first: 128 KiB.
-const WINDOW_FIRST: u32 = 32;
-
-/// The most blocks that are read ahead: 8 MiB.
-const WINDOW_MOST: u32 = 2048;
-
-/// So many streams are told apart.
-const STREAMS_MAX: usize = 16;
-
-impl Streams {
-    /// Notes a read; returns the blocks to read ahead, which may be none.
-    pub(crate) fn advance(&mut self, read: &Range<u32>) -> Range<u32> {
-        let Some(at) = self.streams.iter().position(|stream| stream.next == read.start) else {
-            if self.streams.len() == STREAMS_MAX {
-                self.streams.remove(0);
-            }
-            let ahead =
-                (read.start + WINDOW_FIRST).clamp(read.end, crate::VOLUME_BLOCKS.max(read.end));
-            self.streams.push(Stream { next: read.end, ahead, window: WINDOW_FIRST });
-            return read.end..ahead;
-        };
-        let mut stream = self.streams.remove(at);
-        stream.next = read.end;
-        let from = stream.ahead.max(read.end);
-        // Asking again only when half of the window is used makes few large requests of many small ones.
-        let ahead = if from - read.end <= stream.window / 2 {
-            stream.window = (stream.window * 2).min(WINDOW_MOST);
-            stream.ahead = (read.end + stream.window).min(crate::VOLUME_BLOCKS);
-            from..stream.ahead.max(from)
-        } else {
-            from..from
-        };
-        self.streams.push(stream);
-        ahead
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Streams, WINDOW_FIRST, WINDOW_MOST};
-    use crate::VOLUME_BLOCKS;
-
-    #[test]
-    fn random_reads_read_a_little_ahead_and_streams_ever_more() {
-        let mut streams = Streams::default();
-        assert_eq!(streams.advance(&(1000..1001)), 1001..1000 + WINDOW_FIRST);
-        let mut asked = 1000 + WINDOW_FIRST;
-        let mut largest = 0;
-        for block in 1001..60_000 {
-            let ahead = streams.advance(&(block..block + 1));
-            assert!(ahead.is_empty() || ahead.start == asked, "each block once");
-            largest = largest.max(ahead.len());
-            asked = asked.max(ahead.end);
-            assert!(asked > block && asked <= block + 1 + WINDOW_MOST);
-        }
-        assert!(largest >= WINDOW_MOST as usize / 2, "{largest}");
-    }
-
-    #[test]
-    fn never_goes_past_the_end() {
-        let mut streams = Streams::default();
-        let end = VOLUME_BLOCKS;
-        for block in end - 100..end {
-            assert!(streams.advance(&(block..block + 1)).end <= end);
-        }
-    }
 }

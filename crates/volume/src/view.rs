@@ -158,14 +158,9 @@ impl View {
                 missing.push(wanted);
                 continue;
             }
-            let mut hit = false;
-            cache.read(block..block + 1, |_, data| {
-                hit = crc32c::crc32c(data) == crc;
-                if hit {
-                    part(buffer, blocks.start, block).copy_from_slice(data);
-                }
-            });
-            if hit {
+            let target = part(buffer, blocks.start, block);
+            let is_there = !cache.read(block..block + 1, target).is_empty();
+            if is_there && crc32c::crc32c(target) == crc {
                 found.push(wanted);
             } else {
                 missing.push(wanted);

@@ -4,7 +4,7 @@ use super::{DEADLINE, poll_until};
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, makedev, mknodat},
     io::Errno,
-    ioctl::{Ioctl, IoctlOutput, Opcode, ioctl},
+    ioctl::{IntegerSetter, Ioctl, IoctlOutput, Opcode, ioctl},
 };
 use std::{
     ffi::c_void,
@@ -26,6 +26,10 @@ const FLAG_READ_ONLY: u32 = 1;
 const FLAG_AUTOCLEAR: u32 = 4;
 /// `LO_FLAGS_DIRECT_IO`: no second copy of the disk in the page cache.
 const FLAG_DIRECT_IO: u32 = 16;
+
+/// How far the kernel reads ahead of a program that reads in sequence. Its default of 128 KiB makes four times as many
+/// requests of a fast stream.
+const READ_AHEAD_BYTES: usize = 512 << 10;
 
 const SECTOR_BYTES: u32 = crate::BLOCK_BYTES as u32;
 
@@ -54,7 +58,10 @@ impl Loop {
             let path = PathBuf::from(format!("/dev/loop{number}"));
             let file = open_node(&path, FileType::BlockDevice, || makedev(LOOP_MAJOR, number))?;
             match configure(&file, backing, generation, access) {
-                Ok(()) => Ok(Some(Self { file, path })),
+                Ok(()) => {
+                    read_ahead(&file)?;
+                    Ok(Some(Self { file, path }))
+                }
                 Err(Errno::BUSY) => Ok(None),
                 Err(errno) => Err(errno.into()),
             }
@@ -143,6 +150,12 @@ fn configure(
     unsafe { ioctl(device, Pointer::<LOOP_CONFIGURE, LoopConfig>(config)) }.map(drop)
 }
 
+fn read_ahead(device: &File) -> io::Result<()> {
+    // SAFETY: BLKRASET takes a number, of sectors of 512 bytes.
+    unsafe { ioctl(device, IntegerSetter::<BLKRASET>::new_usize(READ_AHEAD_BYTES / 512)) }?;
+    Ok(())
+}
+
 /// Device and inode of what is behind a loop device; `ENXIO` if it is free.
 fn status(device: &File) -> rustix::io::Result<(u64, u64)> {
     // SAFETY: LOOP_GET_STATUS64 writes a `loop_info64`, which `LoopInfo` is.
@@ -150,6 +163,7 @@ fn status(device: &File) -> rustix::io::Result<(u64, u64)> {
     Ok((info.device, info.inode))
 }
 
+const BLKRASET: Opcode = 0x1262;
 const LOOP_CLR_FD: Opcode = 0x4C01;
 const LOOP_GET_STATUS64: Opcode = 0x4C05;
 const LOOP_CONFIGURE: Opcode = 0x4C0A;

@@ -32,33 +32,29 @@ impl Shared {
 
     /// Reads blocks that are not in the tail: from the cache, else from the bucket, zero where the map has nothing.
     fn read_sealed(&self, blocks: Range<u32>, buffer: &mut [u8]) -> Result<(), Error> {
-        let ticket = self.cache.ticket();
         let first = blocks.start;
         let mut wanted = Vec::new();
-        for block in blocks.clone() {
-            buffer_block(buffer, first, block).fill(0);
-        }
         self.wanted(&blocks, &mut wanted)?;
+        let mut needed = Vec::new();
+        let mut end = first;
+        for group in wanted.chunk_by(|a, b| a.block + 1 == b.block) {
+            let [Some(start), Some(last)] = [group.first(), group.last()] else { continue };
+            slice(buffer, first, &(end..start.block)).fill(0);
+            end = last.block + 1;
+            let range = start.block..end;
+            let found = self.cache.read(range.clone(), slice(buffer, first, &range));
+            let mut found = found.into_iter().flatten().peekable();
+            needed.extend(group.iter().copied().filter(|wanted| {
+                let is_there = found.next_if_eq(&wanted.block).is_some();
+                !is_there || crc32c::crc32c(buffer_block(buffer, first, wanted.block)) != wanted.crc
+            }));
+        }
+        slice(buffer, first, &(end..blocks.end)).fill(0);
         if wanted.is_empty() {
             return Ok(());
         }
-        let mut hit = vec![false; wanted.len()];
-        for group in wanted.chunk_by(|a, b| a.block + 1 == b.block) {
-            let [start, .., end] =
-                [group.first(), group.last()].map(|wanted| wanted.map_or(0, |wanted| wanted.block));
-            self.cache.read(start..end + 1, |block, data| {
-                if let Ok(at) = wanted.binary_search_by_key(&block, |wanted| wanted.block)
-                    && crc32c::crc32c(data) == wanted[at].crc
-                {
-                    buffer_block(buffer, first, block).copy_from_slice(data);
-                    hit[at] = true;
-                }
-            });
-        }
-        let needed: Vec<Wanted> =
-            wanted.iter().zip(&hit).filter(|(_, hit)| !**hit).map(|(wanted, _)| *wanted).collect();
         let ahead = self.ahead(&blocks, &needed)?;
-        self.fetcher.fetch(ticket, &needed, &ahead, |block, data| {
+        self.fetcher.fetch(&needed, &ahead, |block, data| {
             buffer_block(buffer, first, block).copy_from_slice(data);
         })
     }
