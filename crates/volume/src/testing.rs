@@ -33,6 +33,8 @@ pub(crate) struct FaultyStore {
     pub(crate) away: AtomicBool,
     /// Segments are acknowledged before they are there, which breaks what everything rests on. See [`Self::lose_owed`].
     pub(crate) lies: AtomicBool,
+    /// Reads wait while somebody holds it for writing.
+    pub(crate) gets_pass: tokio::sync::RwLock<()>,
     pub(crate) gets: AtomicU64,
     pub(crate) puts: AtomicU64,
     /// Requests that the network delivers once more, some time later.
@@ -64,6 +66,7 @@ impl FaultyStore {
             faults: AtomicU64::new(faults),
             away: AtomicBool::new(false),
             lies: AtomicBool::new(false),
+            gets_pass: tokio::sync::RwLock::new(()),
             gets: AtomicU64::new(0),
             puts: AtomicU64::new(0),
             ghosts: Mutex::default(),
@@ -168,6 +171,7 @@ impl ObjectStore for FaultyStore {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         self.gets.fetch_add(1, Ordering::SeqCst);
+        let _passes = self.gets_pass.read().await;
         if self.fault().await == Fault::None {
             self.inner.get_opts(location, options).await
         } else {

@@ -423,6 +423,33 @@ fn a_cold_sequential_read_takes_few_requests() {
 }
 
 #[test]
+fn what_was_read_ahead_is_of_use_although_something_else_was_sealed_meanwhile() {
+    let world = World::new();
+    let mut place = world.place("volume");
+    let volume = world.open(&place);
+    volume.write(0, &noise(5, 160)).unwrap();
+    world.seal(&volume);
+    world.crash(volume);
+    std::fs::remove_dir_all(&place.settings.dir).unwrap();
+    place.ship.restore();
+    place.settings.epoch = 2;
+    let volume = world.open(&place);
+    let has = |block| move |volume: &Volume| volume.shared.cache.has(block);
+    read(&volume, 0, 16).unwrap();
+    wait_until("the first blocks ahead are there", || has(31)(&volume));
+    let closed = world.store.gets_pass.blocking_write();
+    // All of it is there, but what comes next is asked for.
+    read(&volume, 16 * BLOCK_BYTES as u64, 16).unwrap();
+    volume.write(1 << 30, &noise(6, 1)).unwrap();
+    world.seal(&volume);
+    drop(closed);
+    wait_until("what was asked for before the seal is there", || has(159)(&volume));
+    let before = world.store.gets.load(Ordering::SeqCst);
+    assert!(read(&volume, 0, 160).unwrap() == noise(5, 160));
+    assert_eq!(world.store.gets.load(Ordering::SeqCst), before);
+}
+
+#[test]
 fn the_cache_survives_a_clean_close_and_a_restore_where_nothing_differs() {
     let world = World::new();
     let mut place = world.place("volume");
