@@ -121,8 +121,10 @@ def conditions(results: dict) -> str:
 def plot(results: dict, rows: list[Promise], path: Path) -> None:
     """Latencies and ratios beside what is promised."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6))
-    bars(left, [row for row in rows if row.value is not None and row.promise.endswith("ms")], "milliseconds")
-    left.set_xscale("log")
+    latencies = [row for row in rows if row.value is not None and row.promise.endswith("ms")]
+    bars(left, latencies, "milliseconds")
+    if latencies:
+        left.set_xscale("log")
     bars(right, [row for row in rows if row.value is not None and row.promise.endswith("ext4")], "speed, native ext4 = 1")
     figure.suptitle(f"Puck, commit {results['machine']['commit']}: measured (bars) and promised (lines)")
     figure.tight_layout()
