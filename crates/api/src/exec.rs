@@ -369,7 +369,7 @@ mod tests {
     fn broken_frames_are_refused() {
         assert_eq!(Frame::parse(&[3]), Err(FrameError::ExitLength(0)));
         assert_eq!(Frame::parse(&[3, 0, 0, 0, 1]), Err(FrameError::ExitLength(4)));
-        assert_eq!(Frame::parse(&[b'{']), Err(FrameError::UnknownStream(b'{')));
+        assert_eq!(Frame::parse(b"{"), Err(FrameError::UnknownStream(b'{')));
     }
 
     #[test]

@@ -72,6 +72,7 @@ macro_rules! id {
 }
 
 #[cfg(test)]
+#[expect(unreachable_pub, reason = "the macro is for ids that are public")]
 mod tests {
     crate::id!(
         /// A thing.

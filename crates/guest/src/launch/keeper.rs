@@ -261,7 +261,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use super::{is_killed, tells_death};
-    use rustix::process::{Pid, WaitOptions};
+    use rustix::process::{Pid, WaitId, WaitIdOptions};
     use std::process::Command;
 
     #[test]
@@ -281,11 +281,10 @@ mod tests {
         let pid = Pid::from_child(&child);
         assert!(!is_killed(pid));
         child.kill().unwrap();
-        let mut waited = rustix::process::WaitIdOptions::EXITED;
-        waited |= rustix::process::WaitIdOptions::NOWAIT;
-        rustix::process::waitid(rustix::process::WaitId::Pid(pid), waited).unwrap();
+        let dead = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        rustix::process::waitid(WaitId::Pid(pid), dead).unwrap();
         assert!(is_killed(pid));
-        rustix::process::waitpid(Some(pid), WaitOptions::empty()).unwrap();
+        child.wait().unwrap();
         assert!(!is_killed(pid));
     }
 }
