@@ -101,6 +101,8 @@ def test_checkpoints_are_browsed(server, sprite, name, eventually):
         assert call(server, "DELETE", f"/v1/sprites/{name}/checkpoints/v1").status_code in (200, 204)
         inside.send(b"\n")
         inside.until(b"first")
+    call(server, "POST", f"/v1/sprites/{name}/checkpoint", json={"comment": "three"})
+    eventually("it is gone when nobody is in it", lambda: "v1" not in shell(sprite, "ls /.sprite/checkpoints").split())
     # Also what was browsed keeps nothing from being restored, twice.
     for _ in range(2):
         assert "second" in shell(sprite, "cat /.sprite/checkpoints/v2$HOME/file")
@@ -128,6 +130,9 @@ def test_more_checkpoints_than_may_be_open(server, sprite, name):
         kill $pids || true
     """
     assert shell(sprite, script) == "8"
+    # Nor does it keep the agent busy to ask for what there is not.
+    script = "for n in $(seq 500); do (cd /.sprite/checkpoints/none$n) 2>/dev/null & done; wait; ls /.sprite/checkpoints | wc -l"
+    assert shell(sprite, script) == "10"
     assert shell(sprite, read).split() == [str(number) for number in range(10)]
 
 

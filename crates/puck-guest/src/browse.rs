@@ -4,14 +4,18 @@
 //! or when there are too many. All of them go before the container does.
 
 use crate::{disk::DiskError, view::MountedView};
-use guest::container::{Container, Wanted};
+use guest::container::{Automount, Container, Wanted};
 use rustix::mount::UnmountFlags;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::{task::JoinHandle, time::MissedTickBehavior};
+use tokio::{
+    sync::{Mutex as AsyncMutex, Notify},
+    task::JoinHandle,
+    time::MissedTickBehavior,
+};
 use tracing::{debug, warn};
 use volume::Volume;
 
@@ -41,10 +45,15 @@ pub(crate) struct Browsing {
     task: JoinHandle<()>,
 }
 
-struct Views {
+/// What is mounted.
+pub(crate) struct Views {
     container: Arc<Container>,
     volume: Volume,
     mounted: Mutex<Mounted>,
+    /// Held by whoever mounts or unmounts, so that all others wait without a thread.
+    turn: AsyncMutex<()>,
+    /// A checkpoint may have been deleted.
+    deleted: Notify,
 }
 
 #[derive(Default)]
@@ -60,34 +69,27 @@ impl Browsing {
     /// Offers the checkpoints of a volume in a container; nothing where the kernel has no autofs.
     pub(crate) fn start(container: Arc<Container>, volume: Volume) -> Option<Self> {
         container.checkpoints()?;
-        let views = Arc::new(Views { container, volume, mounted: Mutex::default() });
+        let views = Arc::new(Views {
+            container,
+            volume,
+            mounted: Mutex::default(),
+            turn: AsyncMutex::default(),
+            deleted: Notify::new(),
+        });
+        views.offer();
         let task = tokio::spawn(serve(views.clone()));
-        let browsing = Self { views, task };
-        browsing.refresh();
-        Some(browsing)
+        Some(Self { views, task })
     }
 
     /// Makes the directories those of the checkpoints that there are now. One that is gone stays while somebody is in it.
     pub(crate) fn refresh(&self) {
-        let checkpoints = match self.views.volume.checkpoints() {
-            Ok(checkpoints) => checkpoints,
-            Err(error) => {
-                return warn!(error = &error as &dyn std::error::Error, "list checkpoints");
-            }
-        };
-        let names: Vec<_> = checkpoints.into_iter().map(|checkpoint| checkpoint.id).collect();
-        if let Some(directory) = self.views.container.checkpoints()
-            && let Err(error) = directory.offer(&names)
-        {
-            warn!(error = &error as &dyn std::error::Error, "offer checkpoints");
-        }
+        self.views.offer();
+        self.views.deleted.notify_one();
     }
 
-    /// Looks into a checkpoint in the name of this process, which the kernel lets see an empty directory.
-    pub(crate) async fn enter(&self, checkpoint: &str) -> Result<(), BrowseError> {
-        let (views, checkpoint) = (self.views.clone(), checkpoint.to_owned());
-        let mounting = tokio::task::spawn_blocking(move || views.mount(&checkpoint));
-        mounting.await.map_err(|_| BrowseError::Ended)?
+    /// The views, for whoever wants to look into one while others do something else here.
+    pub(crate) fn views(&self) -> Arc<Views> {
+        self.views.clone()
     }
 
     /// Ends it. Blocks the thread while one is being mounted. What is returned keeps the views; it goes when the
@@ -100,7 +102,7 @@ impl Browsing {
     }
 }
 
-/// Answers until it is aborted.
+/// Answers one after the other, until it is aborted. Whoever asks for a thousand waits in the kernel, and keeps no threads here.
 async fn serve(views: Arc<Views>) {
     let Some(directory) = views.container.checkpoints() else { return };
     let mut idle = tokio::time::interval(IDLE_INTERVAL);
@@ -108,18 +110,13 @@ async fn serve(views: Arc<Views>) {
     loop {
         tokio::select! {
             wanted = directory.wanted() => match wanted {
-                Ok(wanted) => drop(tokio::task::spawn_blocking({
-                    let views = views.clone();
-                    move || views.answer(&wanted)
-                })),
+                Ok(wanted) => drop(views.in_turn(move |views| views.answer(&wanted)).await),
                 Err(error) => {
                     return warn!(error = &error as &dyn std::error::Error, "serve the checkpoints");
                 }
             },
-            _ = idle.tick() => {
-                let views = views.clone();
-                drop(tokio::task::spawn_blocking(move || views.mounted().unmount_unused(&views)));
-            }
+            () = views.deleted.notified() => drop(views.in_turn(Views::unmount_unused).await),
+            _ = idle.tick() => drop(views.in_turn(Views::unmount_unused).await),
         }
     }
 }
@@ -127,6 +124,43 @@ async fn serve(views: Arc<Views>) {
 impl Views {
     fn mounted(&self) -> MutexGuard<'_, Mounted> {
         self.mounted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks into a checkpoint in the name of this process, which the kernel lets see an empty directory.
+    pub(crate) async fn enter(self: Arc<Self>, checkpoint: String) -> Result<(), BrowseError> {
+        self.in_turn(move |views| views.mount(&checkpoint)).await.ok_or(BrowseError::Ended)?
+    }
+
+    /// Does what blocks a thread on one of its own, when what came before is done. `None` if the runtime ends.
+    async fn in_turn<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Option<T> {
+        let _turn = self.turn.lock().await;
+        let views = self.clone();
+        tokio::task::spawn_blocking(move || work(&views)).await.ok()
+    }
+
+    /// Makes the directories those of the checkpoints, as far as nothing is mounted in them.
+    fn offer(&self) {
+        let checkpoints = match self.volume.checkpoints() {
+            Ok(checkpoints) => checkpoints,
+            Err(error) => {
+                return warn!(error = &error as &dyn std::error::Error, "list checkpoints");
+            }
+        };
+        let names: Vec<_> = checkpoints.into_iter().map(|checkpoint| checkpoint.id).collect();
+        if let Some(Err(error)) = self.container.checkpoints().map(|at| at.offer(&names)) {
+            warn!(error = &error as &dyn std::error::Error, "offer checkpoints");
+        }
+    }
+
+    /// Unmounts the views in which nobody is, also those of checkpoints that were deleted, whose directories go then.
+    fn unmount_unused(&self) {
+        if let Some(directory) = self.container.checkpoints() {
+            self.mounted().unmount_unused(directory);
+            self.offer();
+        }
     }
 
     /// Mounts what somebody waits for and lets them go on.
@@ -152,7 +186,7 @@ impl Views {
             return Err(BrowseError::Ended);
         };
         if mounted.count() >= MOUNTED_MAX {
-            mounted.unmount_unused(self);
+            mounted.unmount_unused(directory);
         }
         if mounted.count() >= MOUNTED_MAX {
             return Err(BrowseError::TooMany);
@@ -170,22 +204,14 @@ impl Mounted {
     }
 
     /// Unmounts the views in which nobody is. Blocks the thread.
-    fn unmount_unused(&mut self, views: &Views) {
-        let Some(directory) = views.container.checkpoints() else { return };
+    fn unmount_unused(&mut self, directory: &Automount) {
         for (checkpoint, view) in std::mem::take(&mut self.views) {
-            match rustix::mount::unmount(directory.place(&checkpoint), UnmountFlags::empty()) {
-                Ok(()) => {
-                    if let Err(error) = view.unmount() {
-                        self.held += 1;
-                        warn!(
-                            error = &error as &dyn std::error::Error,
-                            checkpoint, "unmount a checkpoint"
-                        );
-                    }
-                }
-                Err(_) => {
-                    self.views.insert(checkpoint, view);
-                }
+            if rustix::mount::unmount(directory.place(&checkpoint), UnmountFlags::empty()).is_err()
+            {
+                self.views.insert(checkpoint, view);
+            } else if let Err(error) = view.unmount() {
+                self.held += 1;
+                warn!(error = &error as &dyn std::error::Error, checkpoint, "unmount a checkpoint");
             }
         }
     }

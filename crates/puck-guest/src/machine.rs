@@ -163,10 +163,15 @@ impl Machine {
 
     /// Makes a checkpoint visible to this process below the container's root.
     pub(crate) async fn browse(&self, checkpoint: &str) -> Result<(), MachineError> {
-        match &self.inside().await?.as_ref().expect("not asleep").browsing {
-            Some(browsing) => Ok(browsing.enter(checkpoint).await?),
-            None => Err(BrowseError::Ended.into()),
-        }
+        let views = self
+            .inside()
+            .await?
+            .as_ref()
+            .expect("not asleep")
+            .browsing
+            .as_ref()
+            .map(Browsing::views);
+        Ok(views.ok_or(BrowseError::Ended)?.enter(checkpoint.to_owned()).await?)
     }
 
     /// The container that runs, for its ids.
