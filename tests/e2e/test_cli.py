@@ -6,6 +6,8 @@ import subprocess
 
 import pytest
 
+from wire import execute
+
 
 @pytest.fixture
 def puck(server, sprite, name):
@@ -65,8 +67,18 @@ def test_checkpoint_verbs(puck):
     assert puck("restore", "v9", check=False).returncode == 1
 
 
+def test_restart_ends_what_runs_and_keeps_the_disk(puck, server, name):
+    puck("exec", "--", "sh", "-c", "echo kept > file; mkdir -p /tmp/scratch")
+    with execute(server, name, "sleep", "1000") as command:
+        assert command.session_id
+        assert name in puck("restart").stderr
+        assert command.wait() != 0
+    assert puck("exec", "--", "cat", "file").stdout == "kept\n"
+    assert puck("exec", "--", "pgrep", "-x", "sleep", check=False).returncode == 1
+    assert "not found" in server.cli("restart", "no-such-sprite", check=False).stderr
+
+
 def test_sessions_verbs(puck, server, name, eventually):
-    from wire import execute
 
     with execute(server, name, "bash", "--norc", tty=True) as terminal:
         session = terminal.session_id

@@ -279,3 +279,13 @@ pub struct WatchEvent {
     /// The counts.
     pub org: OrgCounts,
 }
+/// The answer of a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restarted {
+    /// The sprite's name.
+    pub sprite_name: String,
+    /// The sprite's id: it is its own machine.
+    pub machine_id: String,
+    /// What was done, for people.
+    pub message: String,
+}

@@ -14,8 +14,8 @@ use api::{
     files::Written,
     name::SpriteName,
     sprite::{
-        CreateSprite, ForkSprite, LIST_PAGE_MAX, Sprite, SpriteList, Undelete, UpdateSprite,
-        WatchEvent,
+        CreateSprite, ForkSprite, LIST_PAGE_MAX, Restarted, Sprite, SpriteList, Undelete,
+        UpdateSprite, WatchEvent,
     },
     volume::{DiffLine, Rewind, VolumeStatus},
 };
@@ -154,6 +154,10 @@ impl Client {
     ) -> Result<Sprite> {
         let request = self.request(Method::POST, &format!("/v1/sprites/{name}/undelete"))?;
         self.json(request.json(body)).await
+    }
+
+    pub(crate) async fn restart_sprite(&self, name: &SpriteName) -> Result<Restarted> {
+        self.json(self.request(Method::POST, &format!("/v1/sprites/{name}/restart"))?).await
     }
 
     pub(crate) async fn volume(&self, name: &SpriteName) -> Result<VolumeStatus> {

@@ -12,6 +12,7 @@ mod exec;
 mod fork;
 mod info;
 mod list;
+mod restart;
 mod restore;
 mod sessions;
 mod undelete;
@@ -40,6 +41,7 @@ pub enum Commands {
     Sessions(sessions::Sessions),
     Attach(attach::Attach),
     Checkpoint(checkpoint::Checkpoint),
+    Restart(restart::Restart),
     Restore(restore::Restore),
     Fork(fork::Fork),
     Undelete(undelete::Undelete),
@@ -61,6 +63,7 @@ impl Commands {
             Self::Sessions(command) => command.run(context).await,
             Self::Attach(command) => command.run(context).await,
             Self::Checkpoint(command) => command.run(context).await,
+            Self::Restart(command) => command.run(context).await,
             Self::Restore(command) => command.run(context).await,
             Self::Fork(command) => command.run(context).await,
             Self::Undelete(command) => command.run(context).await,

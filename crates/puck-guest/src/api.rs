@@ -1,4 +1,4 @@
-//! The HTTP and WebSocket API of one sprite, served by its own agent: exec, files, checkpoints, health.
+//! The HTTP and WebSocket API of one sprite, served by its own agent: exec, files, checkpoints, health, restart.
 //!
 //! Paths arrive as the client sent them, `/v1/sprites/{name}/…`; a name that is not this machine's sprite is answered with
 //! 404. Everything that a client can get wrong is answered with a JSON body ([`answer::Refusal`]); nothing here panics on
@@ -15,6 +15,7 @@ pub(crate) mod checkpoints;
 mod exec;
 mod files;
 mod lines;
+pub(crate) mod restart;
 pub(crate) mod sandbox;
 mod session;
 #[cfg(test)]
@@ -22,8 +23,8 @@ mod tests;
 mod volume;
 
 use self::{
-    activity::Activity, answer::Refusal, checkpoints::Checkpoints, files::Files, sandbox::Sandbox,
-    session::Sessions,
+    activity::Activity, answer::Refusal, checkpoints::Checkpoints, files::Files, restart::Restart,
+    sandbox::Sandbox, session::Sessions,
 };
 use axum::{
     Router,
@@ -45,6 +46,7 @@ pub(crate) struct Agent {
     identity: watch::Receiver<Option<Identity>>,
     sandbox: watch::Receiver<Option<Arc<dyn Sandbox>>>,
     checkpoints: Arc<dyn Checkpoints>,
+    machine: Arc<dyn Restart>,
     activity: Arc<Activity>,
     sessions: Sessions,
     files: Files,
@@ -58,11 +60,13 @@ impl Agent {
         identity: watch::Receiver<Option<Identity>>,
         sandbox: watch::Receiver<Option<Arc<dyn Sandbox>>>,
         checkpoints: Arc<dyn Checkpoints>,
+        machine: Arc<dyn Restart>,
     ) -> Arc<Self> {
         Arc::new(Self {
             identity,
             sandbox,
             checkpoints,
+            machine,
             activity: Activity::new(),
             sessions: Sessions::default(),
             files: Files::default(),
@@ -141,6 +145,7 @@ pub(crate) fn router(agent: Arc<Agent>) -> Router {
         .merge(files::router())
         .merge(checkpoints::router())
         .merge(check::router())
+        .merge(restart::router())
         .merge(volume::router())
         .fallback(no_such_route);
     Router::new()

@@ -15,11 +15,12 @@
 //! wakes the sprite cold, from what the disk and the bucket hold.
 
 use crate::{
-    api::sandbox::Sandbox,
+    api::{restart::Restart, sandbox::Sandbox},
     browse::{BrowseError, Browsing},
     disk::{Disk, DiskError, MOUNT},
     gateway::Gateway,
 };
+use async_trait::async_trait;
 use guest::{
     cgroup::{self, Trees},
     container::{self, Container, ContainerSpec},
@@ -33,7 +34,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Mutex, MutexGuard, watch},
+    sync::{Mutex, MutexGuard, Notify, watch},
     time::{Instant, MissedTickBehavior},
 };
 use tracing::{error, warn};
@@ -69,6 +70,9 @@ pub(crate) enum MachineError {
     /// The machine is asleep or ending.
     #[error("the machine is going to sleep")]
     Asleep,
+    /// A transition has failed, and whoever asked for it was told how.
+    #[error("a transition of the machine has failed")]
+    Broken,
 }
 
 /// The inside of this machine.
@@ -77,6 +81,8 @@ pub(crate) struct Machine {
     inside: Mutex<Option<Inside>>,
     identity: watch::Sender<Option<Identity>>,
     sandbox: watch::Sender<Option<Arc<dyn Sandbox>>>,
+    /// A container did not stop or start, so there may be none any more.
+    failed: Notify,
 }
 
 struct Inside {
@@ -108,7 +114,13 @@ impl Machine {
         tokio::task::block_in_place(|| disk.mount())?;
         let identity = watch::Sender::new(boot.identity.clone());
         let inside = Mutex::new(Some(Inside { disk, container: None, browsing: None }));
-        let machine = Arc::new(Self { boot, inside, identity, sandbox: watch::Sender::new(None) });
+        let machine = Arc::new(Self {
+            boot,
+            inside,
+            identity,
+            sandbox: watch::Sender::new(None),
+            failed: Notify::new(),
+        });
         machine.start_container(machine.inside().await?.as_mut().expect("just put there")).await?;
         Ok(machine)
     }
@@ -274,7 +286,7 @@ impl Machine {
         }
     }
 
-    /// Starts the container anew whenever it dies by itself. Returns when that fails.
+    /// Starts the container anew whenever it dies by itself. Returns when that fails, or another transition has failed.
     pub(crate) async fn keep_container(&self) -> MachineError {
         let mut sandbox = self.sandbox.subscribe();
         loop {
@@ -286,6 +298,7 @@ impl Machine {
             tokio::select! {
                 // A transition withdraws the container before it ends it, so that death is no surprise.
                 biased;
+                () = self.failed.notified() => return MachineError::Broken,
                 _ = sandbox.changed() => {}
                 () = died(container) => {
                     error!("the container died; it is started anew");
@@ -306,6 +319,11 @@ impl Machine {
     }
 
     async fn start_container(&self, inside: &mut Inside) -> Result<(), MachineError> {
+        let started = self.try_start_container(inside).await;
+        started.inspect_err(|_| self.failed.notify_one())
+    }
+
+    async fn try_start_container(&self, inside: &mut Inside) -> Result<(), MachineError> {
         let hostname = self
             .identity
             .borrow()
@@ -341,9 +359,17 @@ impl Machine {
         container
             .stop()
             .await
-            .map_err(|source| MachineError::Container { action: "stop", source })?;
+            .map_err(|source| MachineError::Container { action: "stop", source })
+            .inspect_err(|_| self.failed.notify_one())?;
         tokio::task::block_in_place(|| drop(views));
         Ok(())
+    }
+}
+
+#[async_trait]
+impl Restart for Machine {
+    async fn restart(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.bounce().await?)
     }
 }
 

@@ -114,7 +114,8 @@ async fn run() -> anyhow::Result<()> {
 
 async fn serve(machine: &Arc<Machine>, gateway: &Gateway, socket: &Path) -> anyhow::Result<()> {
     let checkpoints = Arc::new(DiskCheckpoints(machine.clone()));
-    let agent = api::Agent::new(machine.identity(), machine.sandbox(), checkpoints);
+    let agent =
+        api::Agent::new(machine.identity(), machine.sandbox(), checkpoints, machine.clone());
     let asleep = Arc::new(Notify::new());
     let internal = Internal {
         machine: machine.clone(),

@@ -62,7 +62,8 @@ pub struct Settings {
     pub seal_interval: Duration,
     /// So many unsealed bytes become a segment at once.
     pub seal_bytes: u64,
-    /// With so many unsealed bytes, writers wait until the bucket has taken some. From half of it on they are slowed down.
+    /// With so many unsealed bytes, writers wait until the bucket has taken some. From half of it on they are slowed down. What
+    /// was under way passes it: 128 MiB, if a loop device is full of requests of 1 MiB.
     pub tail_bytes_max: u64,
     /// How far back the volume can be rewound: a segment that nothing names is deleted so long after it became so. It must
     /// be longer than any read of a segment takes.
@@ -77,7 +78,7 @@ pub struct Settings {
 
 impl Settings {
     /// The defaults: flushes from the local disk, a cache of 10 GiB, a segment each second or at 8 MiB, a tail of at most
-    /// 1 GiB, 24 hours until garbage is deleted, journal files of 16 MiB, retries from 100 ms to 5 s.
+    /// 896 MiB, 24 hours until garbage is deleted, journal files of 16 MiB, retries from 100 ms to 5 s.
     #[must_use]
     pub fn new(volume: VolumeId, epoch: u64, dir: PathBuf) -> Self {
         Self {
@@ -91,7 +92,7 @@ impl Settings {
             cache_bytes_max: 10 << 30,
             seal_interval: Duration::from_secs(1),
             seal_bytes: 8 << 20,
-            tail_bytes_max: 1 << 30,
+            tail_bytes_max: 896 << 20,
             garbage_delay: Duration::from_secs(24 * 3600),
             journal_file_bytes: 16 << 20,
             retry_wait: Duration::from_millis(100),

@@ -66,3 +66,16 @@ test('a watch tells of changes', async () => {
   stream.close();
   await client.deleteSprite('js-watched');
 });
+
+test('a restart ends what runs and keeps the disk', async () => {
+  const { it } = one;
+  await it.exec('touch kept');
+  const running = it.spawn('sleep', ['1000']);
+  await new Promise((resolve) => running.once('spawn', resolve));
+  const ended = new Promise((resolve) => running.once('exit', resolve));
+  assert.equal((await it.restart()).spriteName, 'js-sprites');
+  assert.notEqual(await ended, 0);
+  assert.equal((await it.exec('ls kept')).stdout.trim(), 'kept');
+  await assert.rejects(it.exec('pgrep -x sleep'));
+  await assert.rejects(client.sprite('no-such-sprite').restart());
+});
