@@ -33,7 +33,7 @@ use std::{
 };
 
 /// The blocks of an extent: 64 KiB, the size of a segment's run.
-const EXTENT_BLOCKS: u32 = 16;
+pub(crate) const EXTENT_BLOCKS: u32 = 16;
 
 /// The cache of one volume.
 #[derive(Debug)]

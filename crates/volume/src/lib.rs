@@ -54,6 +54,7 @@ mod sync;
 mod tail;
 mod view;
 mod volume;
+mod wake;
 
 pub mod blank;
 

@@ -11,6 +11,7 @@
 //! - `segment`: the small integer that entries use, the segment's name, its run table, and how many entries name it.
 //! - `checkpoint`: an id on a frozen layer.
 //! - `pin`: a frozen layer that a fork begins with. What is visible through it never changes while the fork exists.
+//! - `wake`: at most one row. The extents that were read first after the last wake, as little-endian `u32`.
 //!
 //! # Invariants
 //!
@@ -127,6 +128,8 @@ pub(crate) struct Commit<'a> {
     pub zeros: &'a [Range<u32>],
     /// The live layer ends behind this batch; the id of the frozen layer goes here.
     pub cut: Option<&'a Arc<CutSlot>>,
+    /// What to read ahead at the next wake, if that is known now.
+    pub trace: Option<&'a [u32]>,
 }
 
 impl Map {
@@ -189,6 +192,17 @@ impl Map {
         Ok(table)
     }
 
+    /// The extents that were read first after the last wake, in the order in which they were.
+    pub(crate) fn trace(&self) -> Result<Vec<u32>, Error> {
+        let extents: Option<Vec<u8>> = lock(&self.read)
+            .connection
+            .query_row("SELECT extents FROM wake", [], |row| row.get(0))
+            .optional()
+            .attempt("read what the last wake read")?;
+        let (extents, _) = extents.as_deref().unwrap_or_default().as_chunks::<4>();
+        Ok(extents.iter().map(|extent| u32::from_le_bytes(*extent)).collect())
+    }
+
     /// Commits a batch.
     pub(crate) fn commit(&self, commit: &Commit<'_>) -> Result<(), Error> {
         let mut connection = lock(&self.write);
@@ -227,6 +241,9 @@ impl Map {
                 update.execute(params![signed(epoch), signed(sequence), new_head.unwrap_or(head).0, signed(segment_next)])
             })
             .attempt("move the map's position")?;
+        if let Some(extents) = commit.trace {
+            save_trace(&transaction, extents)?;
+        }
         let reader = &mut *lock(&self.read);
         transaction.commit().attempt("commit a batch")?;
         for (region, change) in &changes {
@@ -239,6 +256,14 @@ impl Map {
         }
         Ok(())
     }
+}
+
+fn save_trace(transaction: &Transaction<'_>, extents: &[u32]) -> Result<(), Error> {
+    let extents: Vec<u8> = extents.iter().flat_map(|extent| extent.to_le_bytes()).collect();
+    transaction
+        .execute("INSERT OR REPLACE INTO wake VALUES (1, ?1)", [extents])
+        .attempt("save what this wake read")?;
+    Ok(())
 }
 
 /// What a commit changes, region by region. Zeros touch only regions that some layer has.

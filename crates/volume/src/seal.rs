@@ -318,6 +318,7 @@ fn commit_now(shared: &Shared, prepared: &Prepared) -> Result<(), Error> {
     let changed = || batch.extents.iter().map(|(range, _)| range);
     shared.cache.remove(changed());
     shared.settings.failpoints.pass(Point::CacheForgot).attempt("commit a batch")?;
+    let trace = shared.trace.due();
     shared.map.commit(&Commit {
         position: shared.position_after(batch.sequence_last),
         segment: segment.as_ref(),
@@ -325,7 +326,11 @@ fn commit_now(shared: &Shared, prepared: &Prepared) -> Result<(), Error> {
         blocks: &contents.blocks,
         zeros: &contents.zeros,
         cut: batch.cut.as_ref(),
+        trace: trace.as_deref(),
     })?;
+    if trace.is_some() {
+        shared.trace.saved();
+    }
     // Fills that looked at the map between the first removal and the commit are refused by the second.
     let ticket = shared.cache.remove(changed());
     lock(&shared.backlog).committed.push_back((batch.journal_bytes, batch.first_write));

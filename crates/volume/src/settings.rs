@@ -68,6 +68,8 @@ pub struct Settings {
     /// How far back the volume can be rewound: a segment that nothing names is deleted so long after it became so. It must
     /// be longer than any read of a segment takes.
     pub garbage_delay: Duration,
+    /// What is read so long after the open is read ahead at the next one.
+    pub trace_time: Duration,
     /// The size of a journal file.
     pub journal_file_bytes: u64,
     /// The first wait before something that failed is tried again; later ones double, up to fifty times as long.
@@ -78,7 +80,7 @@ pub struct Settings {
 
 impl Settings {
     /// The defaults: flushes from the local disk, a cache of 10 GiB, a segment each second or at 8 MiB, a tail of at most
-    /// 896 MiB, 24 hours until garbage is deleted, journal files of 16 MiB, retries from 100 ms to 5 s.
+    /// 896 MiB, 24 hours until garbage is deleted, five seconds of reads that count as those of the wake, journal files of 16 MiB, retries from 100 ms to 5 s.
     #[must_use]
     pub fn new(volume: VolumeId, epoch: u64, dir: PathBuf) -> Self {
         Self {
@@ -94,6 +96,7 @@ impl Settings {
             seal_bytes: 8 << 20,
             tail_bytes_max: 896 << 20,
             garbage_delay: Duration::from_secs(24 * 3600),
+            trace_time: Duration::from_secs(5),
             journal_file_bytes: 16 << 20,
             retry_wait: Duration::from_millis(100),
             failpoints: Failpoints::default(),

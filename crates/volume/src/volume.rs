@@ -24,6 +24,7 @@ use crate::{
     seal::{self, blocking},
     sync::lock,
     tail::Tail,
+    wake::{self, Trace},
 };
 use async_trait::async_trait;
 use object_store::ObjectStore;
@@ -107,6 +108,7 @@ pub(crate) struct Shared {
     flush: Arc<Flush>,
     pub(crate) fetcher: Arc<Fetcher>,
     streams: Mutex<Streams>,
+    pub(crate) trace: Trace,
     closed: AtomicBool,
     set_aside: Option<PathBuf>,
 }
@@ -156,6 +158,8 @@ impl Volume {
         let shared = blocking(move || Shared::open(settings, store, ship, map, runtime)).await?;
         let shared = Arc::new(shared);
         let task = tokio::spawn(seal::run(shared.clone()));
+        let traced = Arc::downgrade(&shared);
+        drop(tokio::task::spawn_blocking(move || wake::prefetch(&traced)));
         Ok(Self { shared, sealer: Arc::new(Sealer(Mutex::new(Some(task)))) })
     }
 
@@ -330,6 +334,7 @@ impl Shared {
         let tag = Tag { volume, position, head: map.head()? };
         let cache = Arc::new(Cache::open(&settings.dir, settings.cache_bytes_max, &tag)?);
         let segment_next = AtomicU64::new(map.segment_next()?);
+        let trace = Trace::new(settings.trace_time);
         let store = Arc::new(Metered::new(store));
         let fetcher =
             Fetcher::new(&settings, store.clone(), runtime.clone(), map.clone(), cache.clone());
@@ -352,6 +357,7 @@ impl Shared {
             flush,
             fetcher: Arc::new(fetcher),
             streams: Mutex::default(),
+            trace,
             closed: AtomicBool::new(false),
             set_aside: opened.set_aside,
         })

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension as _, config::DbConfig};
 use std::{path::Path, time::Duration};
 
 /// The version of the tables and of the packed entries.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// The oldest version that an open upgrades.
 const FORMAT_OLDEST: u32 = 1;
@@ -19,7 +19,7 @@ const FORMAT_OLDEST: u32 = 1;
 /// How long a statement waits for whoever ships the log to be done with the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The tables as format 1 had them. [`UPGRADE`] makes format 2 of them.
+/// The tables as format 1 had them. [`UPGRADES`] make the others of them.
 const TABLES: &str = "
     CREATE TABLE volume (
         one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -60,9 +60,13 @@ const TABLES: &str = "
     CREATE TABLE map (key INTEGER PRIMARY KEY, entries BLOB NOT NULL) STRICT;
 ";
 
-/// What format 2 adds: pins; the instant before which segments were deleted; who wrote a comment; when a segment was made;
-/// and indexes on the rows of a layer, on garbage with what it takes, and on segments that are less than half in use.
-const UPGRADE: &str = "
+/// What each format adds to the one before, from format 2 on.
+///
+/// - 2: pins; the instant before which segments were deleted; who wrote a comment; when a segment was made; and indexes on
+///   the rows of a layer, on garbage with what it takes, and on segments that are less than half in use.
+/// - 3: what the last wake read.
+const UPGRADES: [&str; 2] = [
+    "
     CREATE TABLE pin (child BLOB PRIMARY KEY, layer INTEGER NOT NULL, created INTEGER NOT NULL) STRICT;
     ALTER TABLE volume ADD COLUMN deleted_until INTEGER;
     ALTER TABLE checkpoint ADD COLUMN commented INTEGER NOT NULL DEFAULT 0;
@@ -72,7 +76,12 @@ const UPGRADE: &str = "
     CREATE INDEX segment_dead ON segment (dead, origin, bytes) WHERE dead IS NOT NULL;
     CREATE INDEX segment_sparse ON segment (created) WHERE refs > 0 AND blocks > refs * 2;
     UPDATE volume SET format = 2;
-";
+    ",
+    "
+    CREATE TABLE wake (one INTEGER PRIMARY KEY CHECK (one = 1), extents BLOB NOT NULL) STRICT;
+    UPDATE volume SET format = 3;
+    ",
+];
 
 /// A connection with this crate's settings.
 pub(super) fn connect(path: &Path) -> Result<Connection, Error> {
@@ -135,21 +144,29 @@ fn create(connection: &mut Connection, volume: VolumeId) -> Result<(), Error> {
             [volume.0.as_bytes()],
         )
         .attempt("name the map")?;
-    transaction.execute_batch(UPGRADE).attempt("create the map's tables")?;
+    for upgrade in UPGRADES {
+        transaction.execute_batch(upgrade).attempt("create the map's tables")?;
+    }
     transaction.commit().attempt("create the map")
 }
 
 /// Brings a map of an older format to this one. Segments that format 1 deleted left no trace, so nothing from before the
 /// upgrade counts as whole.
 pub(super) fn upgrade(connection: &mut Connection) -> Result<(), Error> {
-    if format(connection)? == FORMAT {
+    let found = format(connection)?;
+    if found == FORMAT {
         return Ok(());
     }
     let transaction = connection.transaction().attempt("upgrade the map")?;
-    transaction.execute_batch(UPGRADE).attempt("upgrade the map")?;
-    transaction
-        .execute("UPDATE volume SET deleted_until = ?1", [jiff::Timestamp::now().as_millisecond()])
-        .attempt("upgrade the map")?;
+    for upgrade in UPGRADES.iter().skip((found - FORMAT_OLDEST) as usize) {
+        transaction.execute_batch(upgrade).attempt("upgrade the map")?;
+    }
+    if found == FORMAT_OLDEST {
+        let now = jiff::Timestamp::now().as_millisecond();
+        transaction
+            .execute("UPDATE volume SET deleted_until = ?1", [now])
+            .attempt("upgrade the map")?;
+    }
     transaction.commit().attempt("upgrade the map")
 }
 

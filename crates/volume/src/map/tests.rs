@@ -72,6 +72,7 @@ impl Fixture {
             blocks: &blocks,
             zeros: &[zeros],
             cut: slot.as_ref(),
+            trace: None,
         };
         self.map.commit(&commit).unwrap();
         slot

@@ -35,6 +35,9 @@ impl Shared {
         let first = blocks.start;
         let mut wanted = Vec::new();
         self.wanted(&blocks, &mut wanted)?;
+        if !wanted.is_empty() {
+            self.trace.note(&blocks);
+        }
         let mut needed = Vec::new();
         let mut end = first;
         for group in wanted.chunk_by(|a, b| a.block + 1 == b.block) {
@@ -60,7 +63,7 @@ impl Shared {
     }
 
     /// The sealed blocks of a range that are not zero.
-    fn wanted(&self, blocks: &Range<u32>, wanted: &mut Vec<Wanted>) -> Result<(), Error> {
+    pub(crate) fn wanted(&self, blocks: &Range<u32>, wanted: &mut Vec<Wanted>) -> Result<(), Error> {
         let mut at = blocks.start;
         while at < blocks.end {
             let number = at / REGION_BLOCKS;

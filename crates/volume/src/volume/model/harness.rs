@@ -199,6 +199,7 @@ impl Harness {
         settings.seal_bytes = 64 << 10;
         settings.tail_bytes_max = 1 << 30;
         settings.journal_file_bytes = 128 << 10;
+        settings.trace_time = Duration::from_millis(1);
         settings.garbage_delay = Duration::ZERO;
         settings.retry_wait = Duration::from_micros(100);
         settings.cache_bytes_max = next.cache_bytes_max;
