@@ -143,6 +143,7 @@ impl Disk {
         info!(volume = %id, epoch, server_epoch = boot.epoch, ?opened, "log is open");
         let mut settings = Settings::new(id, epoch, DATA.into());
         settings.epoch_first = shipper.epoch_first();
+        settings.overtaken_map = Some(replica::set_aside_path(&db));
         settings.cache_bytes_max = boot.cache_bytes_max;
         let volume = Volume::open(settings, store, Box::new(LogShip(shipper)))
             .await

@@ -51,6 +51,7 @@ mod writer;
 
 pub use error::Error;
 pub use layout::Layout;
+pub use local::set_aside_path;
 pub use log::{Log, Opened, Position};
 pub use ltx::FormatError;
 pub use rewind::{At, Reach, Restored};

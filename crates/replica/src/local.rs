@@ -16,6 +16,12 @@ const SQLITE_SIDECARS: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// What is appended to the name of a database that is set aside; one is kept.
 const STALE: &str = ".stale";
 
+/// Where [`Log::open`](crate::Log::open) puts a database that the log does not continue.
+#[must_use]
+pub fn set_aside_path(db: &Path) -> PathBuf {
+    sidecar(db, STALE)
+}
+
 /// A file beside the database.
 pub(crate) fn sidecar(db: &Path, suffix: &str) -> PathBuf {
     let mut path = db.as_os_str().to_owned();
@@ -52,7 +58,7 @@ pub(crate) fn set_aside(db: &Path) -> Result<Option<PathBuf>, Error> {
         return Ok(None);
     }
     note::remove(db).map_err(local("remove the note of", db))?;
-    let stale = sidecar(db, STALE);
+    let stale = set_aside_path(db);
     for suffix in SQLITE_SIDECARS {
         let path = sidecar(&stale, suffix);
         remove(&path).map_err(local("remove", &path))?;

@@ -27,7 +27,7 @@ mod record;
 mod replay;
 
 pub(crate) use record::RecordKind;
-pub(crate) use replay::open;
+pub(crate) use replay::{open, read_aside};
 
 use crate::{
     VolumeId,

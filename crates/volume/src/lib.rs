@@ -46,6 +46,7 @@ mod pace;
 mod pin;
 mod prune;
 mod reclaim;
+mod recovery;
 mod rewind;
 mod seal;
 mod segment;

@@ -41,7 +41,7 @@ pub(crate) use audit::{Audit, Named, SegmentRow};
 pub(crate) use checkpoints::{CheckpointRow, NewRow};
 pub use fork::{fork, fork_pinned, origins};
 pub(crate) use frozen::Frozen;
-pub(crate) use graft::OldMap;
+pub(crate) use graft::{OldMap, SealedBatch};
 pub use pins::Pin;
 pub(crate) use pins::Pinned;
 pub(crate) use reclaim::{Garbage, MergeCursor, Window};
@@ -211,8 +211,7 @@ impl Map {
         let mut rows = Rows::new(&transaction);
         let mut segment_next = 0;
         for orphan in commit.orphans {
-            let empty = NewSegment { name: *orphan, bytes: 0, data_offset: 0, runs: Vec::new() };
-            insert_segment(&transaction, &empty, 0)?;
+            insert_orphan(&transaction, *orphan)?;
             segment_next = orphan.sequence + 1;
         }
         let segment = match commit.segment {
@@ -404,6 +403,12 @@ fn insert_segment(
         })
         .attempt("record a segment")
         .and_then(|id| u32::try_from(id).map_err(|_error| Error::new(ErrorKind::Internal, "segment numbers ran out")))
+}
+
+/// Records an object that nothing will ever name, so that it is deleted as garbage.
+fn insert_orphan(transaction: &Transaction<'_>, name: SegmentName) -> Result<(), Error> {
+    let empty = NewSegment { name, bytes: 0, data_offset: 0, runs: Vec::new() };
+    insert_segment(transaction, &empty, 0).map(drop)
 }
 
 fn load_segment(connection: &Connection, id: u32) -> Result<SegmentTable, Error> {

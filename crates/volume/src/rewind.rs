@@ -64,6 +64,7 @@ async fn rewind(
     let (old, unproven) = blocking(move || {
         reading.check_open()?;
         let old = OldMap::open(&path, reading.settings.volume)?;
+        reading.map.check_older(&old)?;
         let unproven = reading.map.unproven(&old)?;
         Ok((old, unproven))
     })
@@ -92,7 +93,7 @@ async fn rewind(
 }
 
 /// Looks for all segments in the bucket. `Conflict` says how many are gone.
-async fn check(shared: &Shared, segments: Vec<(SegmentName, u64)>) -> Result<(), Error> {
+pub(crate) async fn check(shared: &Shared, segments: Vec<(SegmentName, u64)>) -> Result<(), Error> {
     let found: Vec<bool> = futures::stream::iter(segments)
         .map(|(name, bytes)| is_there(shared, name, bytes))
         .buffer_unordered(LOOKS_MAX)

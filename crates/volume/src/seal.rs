@@ -98,11 +98,11 @@ async fn woken_or_at(shared: &Shared, time: Option<Instant>) {
 }
 
 /// A batch whose segment is in the bucket.
-struct Prepared {
+pub(crate) struct Prepared {
     batch: Arc<Batch>,
-    contents: Contents,
-    segment: Option<NewSegment>,
-    orphans: Vec<SegmentName>,
+    pub(crate) contents: Contents,
+    pub(crate) segment: Option<NewSegment>,
+    pub(crate) orphans: Vec<SegmentName>,
 }
 
 /// Seals all batches that are frozen or due, and those that become due meanwhile. Returns whether there were any.
@@ -203,7 +203,8 @@ impl Drop for Puts {
     }
 }
 
-async fn prepare(shared: Arc<Shared>, batch: Arc<Batch>) -> Prepared {
+/// Puts the segment of a batch into the bucket, however long that takes.
+pub(crate) async fn prepare(shared: Arc<Shared>, batch: Arc<Batch>) -> Prepared {
     let (contents, runs) = until_done(&shared, "build a segment", || {
         let batch = batch.clone();
         blocking(move || gather(&batch))

@@ -48,6 +48,9 @@ pub struct Settings {
     pub epoch_first: u64,
     /// The local directory that holds `map.db`, `journal/` and `cache.img`.
     pub dir: PathBuf,
+    /// The map that was in `dir` when the log turned out to be another epoch's, set aside beside the live one, if there is any.
+    /// What it and a journal that was set aside hold becomes a checkpoint.
+    pub overtaken_map: Option<PathBuf>,
     /// When a flush is acknowledged at first; [`Volume::set_durability`](crate::Volume::set_durability) changes it.
     pub durability: Durability,
     /// Whether the volume is still surely this process's: a flush in default mode waits until the answer is yes. A worker
@@ -88,6 +91,7 @@ impl Settings {
             epoch,
             epoch_first: 0,
             dir,
+            overtaken_map: None,
             durability: Durability::Default,
             acknowledge: None,
             keys: Keys::none(),

@@ -74,6 +74,19 @@ impl Tail {
         Self { active, frozen: VecDeque::new(), started: 0, asked: 0 }
     }
 
+    /// The records of a journal behind `sequence`, in batches of about so many bytes.
+    pub(crate) fn replayed(sequence: u64, records: Vec<Appended>, batch_bytes: u64) -> Self {
+        let mut tail = Self::new(sequence);
+        let now = Instant::now();
+        for record in records {
+            tail.apply(record, now);
+            if tail.active_bytes() >= batch_bytes {
+                tail.freeze();
+            }
+        }
+        tail
+    }
+
     /// Takes a record. Returns the cut's slot if it is one.
     pub(crate) fn apply(&mut self, record: Appended, now: Instant) -> Option<Arc<CutSlot>> {
         self.active.sequence_last = record.sequence;

@@ -21,6 +21,7 @@ use crate::{
     journal::{self, Journal, Position, RecordKind},
     map::{CutSlot, Map},
     meter::Metered,
+    recovery,
     seal::{self, blocking},
     sync::lock,
     tail::Tail,
@@ -35,7 +36,6 @@ use std::{
         Arc, Condvar, Mutex, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
 };
 use tokio::{
     runtime::Handle,
@@ -122,12 +122,16 @@ pub(crate) struct Progress {
     pub ended: bool,
 }
 
-/// The sealer's task; dropped with the last handle.
-struct Sealer(Mutex<Option<JoinHandle<()>>>);
+/// The tasks of a volume; they end with the last handle.
+struct Sealer {
+    sealing: Mutex<Option<JoinHandle<()>>>,
+    recovering: JoinHandle<()>,
+}
 
 impl Drop for Sealer {
     fn drop(&mut self) {
-        if let Some(task) = lock(&self.0).take() {
+        self.recovering.abort();
+        if let Some(task) = lock(&self.sealing).take() {
             task.abort();
         }
     }
@@ -157,10 +161,11 @@ impl Volume {
         settings.failpoints.reach(Point::OpenShipped).await;
         let shared = blocking(move || Shared::open(settings, store, ship, map, runtime)).await?;
         let shared = Arc::new(shared);
-        let task = tokio::spawn(seal::run(shared.clone()));
+        let sealing = Mutex::new(Some(tokio::spawn(seal::run(shared.clone()))));
+        let recovering = tokio::spawn(recovery::run(shared.clone()));
         let traced = Arc::downgrade(&shared);
         drop(tokio::task::spawn_blocking(move || wake::prefetch(&traced)));
-        Ok(Self { shared, sealer: Arc::new(Sealer(Mutex::new(Some(task)))) })
+        Ok(Self { shared, sealer: Arc::new(Sealer { sealing, recovering }) })
     }
 
     /// Reads whole blocks. Blocks the thread; must not be called from a task of the runtime.
@@ -253,11 +258,7 @@ impl Volume {
 
     /// Ends the live layer at this instant. Local and quick; meant to be called while the filesystem is frozen.
     pub fn cut(&self) -> Result<Cut, Error> {
-        let applied = self.shared.append(RecordKind::Cut, 0, 0, (&[], 0))?;
-        let layer =
-            applied.slot.ok_or_else(|| Error::new(ErrorKind::Internal, "a cut left no layer"))?;
-        self.shared.wake.notify_one();
-        Ok(Cut { batch: applied.batch, layer })
+        self.shared.cut()
     }
 
     /// How much is where. Walks the whole map, so it is for people and not for loops.
@@ -293,7 +294,7 @@ impl Volume {
         shared.wake_waiters();
         shared.seal_all().await?;
         shared.settings.failpoints.reach(Point::CloseSealed).await;
-        let task = lock(&self.sealer.0).take();
+        let task = lock(&self.sealer.sealing).take();
         if let Some(task) = task {
             task.abort();
             // An aborted task reports that it was aborted, which is what was asked for.
@@ -302,6 +303,14 @@ impl Volume {
         let operations = shared.operations.clone();
         let _no_more = operations.lock().await;
         blocking(move || shared.finish()).await
+    }
+}
+
+#[cfg(test)]
+impl Volume {
+    /// Whether there is nothing more to recover, or it failed.
+    pub(crate) fn recovery_ended(&self) -> bool {
+        self.sealer.recovering.is_finished()
     }
 }
 
@@ -321,16 +330,9 @@ impl Shared {
         if let Some(path) = &opened.set_aside {
             tracing::warn!(%volume, path = %path.display(), "a journal that does not continue the map was set aside");
         }
-        let mut tail = Tail::new(position.sequence);
         let mut backlog = Backlog::default();
-        let now = Instant::now();
-        for record in opened.unsealed {
-            backlog.bytes += record.bytes;
-            tail.apply(record, now);
-            if tail.active_bytes() >= settings.seal_bytes {
-                tail.freeze();
-            }
-        }
+        backlog.bytes += opened.unsealed.iter().map(|record| record.bytes).sum::<u64>();
+        let tail = Tail::replayed(position.sequence, opened.unsealed, settings.seal_bytes);
         let tag = Tag { volume, position, head: map.head()? };
         let cache = Arc::new(Cache::open(&settings.dir, settings.cache_bytes_max, &tag)?);
         let segment_next = AtomicU64::new(map.segment_next()?);
@@ -361,6 +363,14 @@ impl Shared {
             closed: AtomicBool::new(false),
             set_aside: opened.set_aside,
         })
+    }
+
+    pub(crate) fn cut(&self) -> Result<Cut, Error> {
+        let applied = self.append(RecordKind::Cut, 0, 0, (&[], 0))?;
+        let layer =
+            applied.slot.ok_or_else(|| Error::new(ErrorKind::Internal, "a cut left no layer"))?;
+        self.wake.notify_one();
+        Ok(Cut { batch: applied.batch, layer })
     }
 
     pub(crate) fn check_open(&self) -> Result<(), Error> {

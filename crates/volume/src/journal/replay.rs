@@ -9,6 +9,7 @@ use crate::{
     error::{Attempt as _, Error, ErrorKind},
     failpoint::Point,
     flush::Flush,
+    recovery::JOURNAL_ASIDE,
 };
 use std::{
     fs::{self, File, OpenOptions},
@@ -234,7 +235,18 @@ fn scan_records(file: &Arc<JournalFile>, header: &FileHeader) -> io::Result<Vec<
 
 fn aside_path(dir: &Path) -> PathBuf {
     let now = jiff::Timestamp::now().as_millisecond();
-    dir.join(format!("journal-aside-{now}"))
+    dir.join(format!("{JOURNAL_ASIDE}{now}"))
+}
+
+/// The records of a journal that was set aside which follow a map that was. `None` if it does not continue that map.
+pub(crate) fn read_aside(
+    path: &Path,
+    volume: VolumeId,
+    map: Position,
+) -> Result<Option<Vec<Appended>>, Error> {
+    let mut files = scan(path).attempt("read a journal that was set aside")?;
+    let continues = !files.is_empty() && continues(&mut files, volume, map);
+    Ok(continues.then(|| files.into_iter().flat_map(|file| file.records).collect()))
 }
 
 fn remove_dir(path: &Path) -> io::Result<()> {
