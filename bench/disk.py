@@ -32,6 +32,11 @@ STEPS = ("untar", "find", "grep", "rm", "clone", "npm", "pip", "inserts")
 FIO = ("randwrite", "randwrite-fsync", "randread", "write", "read")
 DELAYS_MS = (0, 5, 20)
 
+# 1,000 files in 50 directories, 8 MB, and what reads all of them.
+MAKE_PROJECT = """mkdir project && cd project && for d in $(seq 50); do mkdir $d; for f in $(seq 20); do
+head -c 8192 /dev/urandom > $d/$f; done; done; sync"""
+READ_PROJECT = "cat project/*/* | wc -c"
+
 SAMPLE_SECONDS = 0.05
 LAG_BYTES_PER_SECOND = 100_000_000
 
@@ -113,8 +118,26 @@ class Disk:
                 stack.callback(proxy.close)
                 bucket = f"s3://{BUCKET}/cold-{delay}"
                 with self.server("--idle-timeout", "2s", "--bucket", bucket, env=environment(proxy.port)) as server:
-                    results[str(delay)] = self.cold_read(server, proxy.port)
+                    results[str(delay)] = {**self.cold_read(server, proxy.port), **self.cold_wake(server)}
         return results
+
+    def cold_wake(self, server: Server) -> dict:
+        """A wake with nothing but the bucket, up to the first output of a command; and of one that reads a small project."""
+        server.api.create("far")
+        server.api.run("far", "sh", "-c", MAKE_PROJECT)
+        found = {}
+        for key, command in (("wake", ("echo", "hello")), ("wake_project", ("sh", "-c", READ_PROJECT))):
+            times = []
+            for _ in range(self.amount.rounds + 2):
+                wait_cold(server.api, "far")
+                shutil.rmtree(server.data / "volumes")
+                drop_caches()
+                started = time.perf_counter()
+                server.api.run("far", *command)
+                times.append(time.perf_counter() - started)
+            # What a wake reads first is remembered by the one before.
+            found[f"{key}_first_seconds"], found[f"{key}_seconds"] = times[0], median(times[1:])
+        return found
 
     def cold_read(self, server: Server, port: int) -> dict:
         """At one distance."""

@@ -47,6 +47,12 @@ def promises(results: dict) -> list[Promise]:
             rows.append(limit(f"{name}, p99", number(work, step, "volume", "p99_ms"), 5, "ms"))
     for delay in ("0", "5", "20"):
         rows.append(cold(delay, results.get("cold_reads", {}).get(delay, {})))
+    for delay in ("0", "5", "20"):
+        of = results.get("cold_reads", {}).get(delay, {})
+        rows.append(limit(f"wake with an empty cache, {delay} ms to the bucket", number(of, "wake_seconds"), 1.5, "s"))
+        seconds, first = number(of, "wake_project_seconds"), number(of, "wake_project_first_seconds")
+        told = f"{seconds:.2g} s, {first:.2g} s the first time" if seconds and first else "not measured"
+        rows.append(Promise(f"the same, and 1,000 files read, {delay} ms", "told only", told, None))
     lag = results.get("lag", {})
     rows.append(limit("bucket behind a stream of 100 MB/s, p99", number(lag, "p99_seconds"), 1, "s"))
     rows.append(limit("bucket behind a stream of 100 MB/s, at most", number(lag, "max_seconds"), 1, "s"))

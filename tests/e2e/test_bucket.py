@@ -1,5 +1,7 @@
 """A bucket on a real S3 server, and one that misbehaves."""
 
+import json
+
 import pytest
 import sprites
 
@@ -81,3 +83,38 @@ def works(sprite) -> bool:
         return list(sprite.create_checkpoint())[-1].type == "complete"
     except sprites.exceptions.SpriteError:
         return False
+
+
+def test_what_a_server_had_when_it_was_cut_off_is_a_checkpoint_when_it_comes_back(servers, seaweed, proxy, eventually):
+    bucket = "s3://sprites/overtaken"
+    first = servers("first", bucket=bucket, env=environment(proxy.port), options=["--idle-timeout", "10m"]).start()
+    first.expect_log(r"WARN|ERROR")
+    with connect(first) as client:
+        sprite = client.create_sprite("twice")
+        sprite.run("sh", "-c", "echo both > file; sync -f .", check=True)
+        list(sprite.create_checkpoint())
+        proxy.fault = 500
+        sprite.run("sh", "-c", "echo first > file; echo more > only-here; sync -f .", check=True)
+    first.kill()
+    second = servers("second", bucket=bucket, env=environment(seaweed.s3_port), options=["--take-over"]).start()
+    with connect(second) as client:
+        sprite = client.sprite("twice")
+        assert sprite.run("cat", "file", capture_output=True).stdout == b"both\n"
+        sprite.run("sh", "-c", "echo second > file", check=True)
+    second.stop()
+    proxy.fault = None
+    first.options.append("--take-over")
+    first.start()
+    with connect(first) as client:
+        sprite = client.sprite("twice")
+        assert sprite.run("sh", "-c", "cat file; ls", capture_output=True).stdout == b"second\nfile\n"
+
+        def recovered() -> list[str]:
+            listed = json.loads(first.cli("checkpoint", "list", "--include-auto", "--json", sprite="twice").stdout)
+            return [found["id"] for found in listed if found["comment"].startswith("recovered: ")]
+
+        [kept] = eventually("what the first had is a checkpoint", recovered)
+        assert "what another worker overtook is a checkpoint now" in first.log()
+        list(sprite.restore_checkpoint(kept))
+        assert sprite.run("sh", "-c", "cat file only-here", capture_output=True).stdout == b"first\nmore\n"
+    first.stop()

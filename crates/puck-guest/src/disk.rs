@@ -190,6 +190,7 @@ impl Disk {
         drop((mounted.filesystem, mounted.syncer));
         rustix::mount::unmount(MOUNT, UnmountFlags::empty())
             .map_err(|errno| DiskError::Unmount(errno.into()))?;
+        self.volume.end_trace();
         mounted.device.detach().map_err(|source| DiskError::Device { action: "detach", source })
     }
 

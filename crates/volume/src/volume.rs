@@ -261,6 +261,11 @@ impl Volume {
         self.shared.cut()
     }
 
+    /// Ends the time whose reads are remembered for the next wake: the filesystem is not used any more.
+    pub fn end_trace(&self) {
+        self.shared.trace.end();
+    }
+
     /// How much is where. Walks the whole map, so it is for people and not for loops.
     pub fn stats(&self) -> Result<Stats, Error> {
         self.shared.check_open()?;

@@ -70,6 +70,14 @@ impl Trace {
         }
     }
 
+    /// Reads from now on do not count.
+    pub(crate) fn end(&self) {
+        if self.noting.load(Ordering::Relaxed) {
+            let until = &mut lock(&self.read).until;
+            *until = Instant::now().min(*until);
+        }
+    }
+
     /// What was read, when the time is over and it is not saved yet.
     pub(crate) fn due(&self) -> Option<Vec<u32>> {
         if !self.noting.load(Ordering::Relaxed) {

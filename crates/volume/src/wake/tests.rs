@@ -3,12 +3,11 @@
 use super::EXTENTS_MAX;
 use crate::{
     BLOCK_BYTES, Volume,
-    sync::lock,
     testing::world::{Place, World, noise, read, wait_until},
 };
 use std::{
     sync::atomic::Ordering,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// A place whose first reads last until the test says so.
@@ -30,7 +29,7 @@ fn elsewhere(world: &World, place: &Place, name: &str) -> Place {
 
 /// Ends the time of the first reads, and has what they were committed with a write.
 fn end_trace(world: &World, volume: &Volume) {
-    lock(&volume.shared.trace.read).until = Instant::now();
+    volume.end_trace();
     world.write(volume, 9000, 1, 9);
 }
 
@@ -89,7 +88,7 @@ fn a_trace_is_bounded_and_ends_with_its_time() {
     trace.note(&(0..1 << 20));
     trace.note(&(3..4));
     assert_eq!(trace.due(), None, "the time is not over");
-    lock(&trace.read).until = Instant::now();
+    trace.end();
     trace.note(&((1 << 24)..(1 << 24) + 1));
     let due = trace.due().unwrap();
     assert_eq!(due.len(), EXTENTS_MAX);
