@@ -280,7 +280,7 @@ async fn check_segment(
 }
 
 /// The first bytes of an object, and its whole size; none if it is not there.
-async fn read(
+pub(crate) async fn read(
     store: &Arc<dyn ObjectStore>,
     key: &Key,
     end: u64,

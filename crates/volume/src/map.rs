@@ -31,6 +31,7 @@ mod fork;
 mod frozen;
 mod graft;
 mod pins;
+mod portable;
 mod reclaim;
 mod region;
 mod regions;
@@ -44,6 +45,8 @@ pub(crate) use frozen::Frozen;
 pub(crate) use graft::{OldMap, SealedBatch};
 pub use pins::Pin;
 pub(crate) use pins::Pinned;
+pub use portable::Contents;
+pub(crate) use portable::{Heard, Row, Told};
 pub(crate) use reclaim::{Garbage, MergeCursor, Window};
 pub(crate) use region::{Entry, REGION_BLOCKS, Region};
 use regions::Regions;
@@ -384,7 +387,7 @@ impl<'a> Rows<'a> {
 }
 
 fn insert_segment(
-    transaction: &Transaction<'_>,
+    transaction: &Connection,
     segment: &NewSegment,
     blocks: usize,
 ) -> Result<u32, Error> {

@@ -17,9 +17,11 @@
 
 mod encode;
 mod head;
+mod whole;
 
 pub(crate) use encode::{Encoded, decrypt_head, encode};
 pub(crate) use head::Head;
+pub(crate) use whole::Whole;
 
 use crate::{
     BLOCK_BYTES, VolumeId,
@@ -29,7 +31,7 @@ use crate::{
 use bytes::Bytes;
 use encode::ENCRYPTED;
 use object_store::path::Path;
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 /// The blocks of a run: 64 KiB of data.
 pub(crate) const RUN_BLOCKS: u32 = 16;
@@ -82,15 +84,25 @@ impl Run {
         stored: &[u8],
         keys: &Keys,
     ) -> Result<Vec<u8>, DecodeError> {
+        self.decompress(&self.decrypt((name, number), stored, keys)?)
+    }
+
+    /// What was stored, before it was encrypted.
+    fn decrypt<'a>(
+        &self,
+        (name, number): (&SegmentName, u32),
+        stored: &'a [u8],
+        keys: &Keys,
+    ) -> Result<Cow<'a, [u8]>, DecodeError> {
         if stored.len() != self.stored_bytes as usize || crc32c::crc32c(stored) != self.crc {
             return Err(DecodeError::Checksum("run"));
         }
         if !self.encrypted {
-            return self.decompress(stored);
+            return Ok(Cow::Borrowed(stored));
         }
         let cipher = keys.of_segment(name).ok_or(DecodeError::NoKey)?;
-        let stored = cipher.decrypt(number, &[], stored).map_err(|_wrong| DecodeError::WrongKey)?;
-        self.decompress(&stored)
+        let plain = cipher.decrypt(number, &[], stored).map_err(|_wrong| DecodeError::WrongKey)?;
+        Ok(Cow::Owned(plain))
     }
 
     fn decompress(&self, stored: &[u8]) -> Result<Vec<u8>, DecodeError> {

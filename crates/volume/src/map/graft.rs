@@ -214,7 +214,9 @@ impl SealedBatch {
             state.fill(range.start.max(start) - start..range.end.min(end) - start, Entry::Zero);
         }
         let from = self.blocks.partition_point(|entry| entry.block < start);
-        for (index, entry) in (0..).zip(&self.blocks).skip(from).take_while(|(_, entry)| entry.block < end) {
+        for (index, entry) in
+            (0..).zip(&self.blocks).skip(from).take_while(|(_, entry)| entry.block < end)
+        {
             state.set(entry.block - start, Entry::Block { segment, index, crc: entry.crc });
         }
     }

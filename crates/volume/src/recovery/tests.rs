@@ -8,12 +8,7 @@ use crate::{
     testing::world::{Place, World, is_zero, noise, read, view, wait_until},
 };
 use object_store::ObjectStoreExt as _;
-use std::{
-    fs,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 const RECOVERED: &str = "recovered: what epoch 1 had when another took over, set aside at ";
 

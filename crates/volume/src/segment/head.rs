@@ -10,12 +10,14 @@ use crate::{
     keys::Keys,
 };
 use base::__uuid::Uuid;
+use std::ops::Range;
 
 /// What a segment says about itself.
 #[derive(Debug)]
 pub(crate) struct Head {
     pub name: SegmentName,
     pub blocks: Vec<BlockEntry>,
+    pub zeros: Vec<Range<u32>>,
     pub runs: Vec<Run>,
 }
 
@@ -50,12 +52,16 @@ impl Head {
         let blocks = (0..blocks)
             .map(|_| Ok(BlockEntry { block: fields.u32()?, crc: fields.u32()? }))
             .collect::<Result<_, DecodeError>>()?;
-        for _ in 0..zeros {
-            fields.u64()?;
-        }
+        let zeros = (0..zeros)
+            .map(|_| {
+                let (first, count) = (fields.u32()?, fields.u32()?);
+                let end = first.checked_add(count).ok_or(DecodeError::Value("zeros"))?;
+                Ok(first..end)
+            })
+            .collect::<Result<_, DecodeError>>()?;
         let data_offset =
             u32::try_from(stored.len()).map_err(|_error| DecodeError::Value("count"))?;
         let runs = parse_runs(fields.bytes(runs as usize * 12)?, data_offset)?;
-        Ok(Self { name, blocks, runs })
+        Ok(Self { name, blocks, zeros, runs })
     }
 }

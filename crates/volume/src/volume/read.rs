@@ -63,7 +63,11 @@ impl Shared {
     }
 
     /// The sealed blocks of a range that are not zero.
-    pub(crate) fn wanted(&self, blocks: &Range<u32>, wanted: &mut Vec<Wanted>) -> Result<(), Error> {
+    pub(crate) fn wanted(
+        &self,
+        blocks: &Range<u32>,
+        wanted: &mut Vec<Wanted>,
+    ) -> Result<(), Error> {
         let mut at = blocks.start;
         while at < blocks.end {
             let number = at / REGION_BLOCKS;

@@ -5,10 +5,7 @@ use crate::{
     BLOCK_BYTES, Volume,
     testing::world::{Place, World, noise, read, wait_until},
 };
-use std::{
-    sync::atomic::Ordering,
-    time::Duration,
-};
+use std::{sync::atomic::Ordering, time::Duration};
 
 /// A place whose first reads last until the test says so.
 fn traced(world: &World) -> Place {
@@ -71,7 +68,11 @@ fn a_trace_is_a_hint_and_may_name_what_is_gone_or_was_never_there() {
     volume.discard(160 * BLOCK_BYTES as u64, 16 * BLOCK_BYTES as u64).unwrap();
     world.write(&volume, 176, 16, 2);
     let map = rusqlite::Connection::open(here.db()).unwrap();
-    map.execute("UPDATE wake SET extents = CAST(x'ffffffff' || extents || x'0000500001' AS BLOB)", []).unwrap();
+    map.execute(
+        "UPDATE wake SET extents = CAST(x'ffffffff' || extents || x'0000500001' AS BLOB)",
+        [],
+    )
+    .unwrap();
     drop(map);
     world.write(&volume, 9001, 1, 9);
     world.wait(volume.close());
