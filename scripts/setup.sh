@@ -9,7 +9,7 @@ packages=(build-essential git pkg-config)
 # To run: base image, volumes, machines' network.
 packages+=(debian-archive-keyring e2fsprogs erofs-utils iproute2 kmod mmdebstrap nftables procps util-linux)
 # To test.
-packages+=(busybox-static curl python3 python3-venv tmux)
+packages+=(busybox-static curl python3 python3-venv tmux zstd)
 command -v npm >/dev/null || packages+=(npm)
 # To measure the disk. Of Postgres only the programs are wanted, no database of the host's.
 if [[ ${1:-} == bench ]]; then

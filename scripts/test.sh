@@ -35,6 +35,11 @@ on_s3() { # SUITE ARGUMENTS...
     pytest "$@"
 }
 
+encrypted() { # SUITE ARGUMENTS...
+    (umask 077 && target/release/puck key generate >"$state/keys")
+    PUCK_ENCRYPTION_KEY_FILE=$state/keys pytest "$@"
+}
+
 what=${1:-all}
 $python tests/e2e/leaks.py save "$state/before"
 if [[ $what == soak ]]; then
@@ -49,6 +54,7 @@ else
     part "end to end: command line, Python, durability, isolation" pytest e2e tests/e2e
     part "end to end: JavaScript" $python tests/e2e/with_server.py "$node" --test --test-reporter=spec --test-concurrency=2 "tests/e2e/js/*.test.js"
     part "end to end on S3: checkpoints, sleep" on_s3 e2e tests/e2e/test_python_checkpoints.py tests/e2e/test_sleep.py
+    part "end to end, encrypted: history, sleep" encrypted e2e tests/e2e/test_history.py tests/e2e/test_sleep.py
     part "soak, short form" pytest soak tests/soak -s
 fi
 part "nothing left behind" $python tests/e2e/leaks.py check "$state/before"

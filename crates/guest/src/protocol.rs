@@ -6,7 +6,8 @@
 //! directory that only the worker and the agent see.
 
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+use zeroize::Zeroizing;
 
 /// Where the agent finds its [`Boot`] as JSON, inside the machine.
 pub const BOOT_FILE: &str = "/run/puck/boot.json";
@@ -48,6 +49,9 @@ pub const ACTIVITY: &str = "/internal/activity";
 
 /// `POST` on the worker's socket: an [`Event`]. Answered with 204.
 pub const EVENTS: &str = "/events";
+
+/// `GET` on the worker's socket: the [`VolumeKeys`] of the machine. Keys pass nowhere else: [`Boot`] lies in a file.
+pub const KEYS: &str = "/keys";
 
 /// The prefix of the object gateway's routes on the worker's socket: `GET` (with `Range`), `HEAD`, `PUT` (with
 /// `If-None-Match: *` to create only) and `DELETE` of `/objects/KEY`; `GET /objects?prefix=P`, with `&after=KEY` only what
@@ -145,6 +149,21 @@ pub enum Event {
     Ready,
 }
 
+/// The keys of this machine's volume and of those that it was forked from, by the volume's id as text; none if the account is
+/// not encrypted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeKeys(pub BTreeMap<String, KeyBytes>);
+
+/// A key. Its memory is wiped when it is dropped, and it is never printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyBytes(pub Zeroizing<[u8; 32]>);
+
+impl fmt::Debug for KeyBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyBytes(..)")
+    }
+}
+
 /// Why a sprite is awake.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Activity {
@@ -189,4 +208,20 @@ pub struct ObjectEntry {
     pub size: u64,
     /// RFC 3339.
     pub last_modified: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KeyBytes, VolumeKeys};
+
+    #[test]
+    fn keys_arrive_whole_and_are_never_printed() {
+        let keys = VolumeKeys([("volume-1".to_owned(), KeyBytes([0xab; 32].into()))].into());
+        let sent = serde_json::to_vec(&keys).unwrap();
+        assert_eq!(serde_json::from_slice::<VolumeKeys>(&sent).unwrap(), keys);
+        let printed = format!("{keys:?}");
+        assert!(printed.contains("volume-1") && !printed.contains("171"), "{printed}");
+        let short = serde_json::from_slice::<VolumeKeys>(br#"{"volume-1":[171,171]}"#).unwrap_err();
+        assert!(!short.to_string().contains("171"), "{short}");
+    }
 }

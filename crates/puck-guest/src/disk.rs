@@ -30,7 +30,7 @@ use std::{
 };
 use tracing::{error, info};
 use volume::{
-    Checkpoint, Device, ForkPoint, NewCheckpoint, Settings, Ship, Syncer, Volume, VolumeId,
+    Checkpoint, Device, ForkPoint, Keys, NewCheckpoint, Settings, Ship, Syncer, Volume, VolumeId,
 };
 
 /// The name of the file with an older map, beside the live one.
@@ -72,6 +72,9 @@ pub(crate) enum DiskError {
         #[source]
         source: io::Error,
     },
+    /// The worker did not give the keys of the volume.
+    #[error("get the keys of the volume")]
+    Keys(#[source] object_store::Error),
     /// The log could not be read or continued.
     #[error("open the log")]
     Log(#[source] replica::Error),
@@ -131,12 +134,13 @@ impl Disk {
     ) -> Result<Self, DiskError> {
         let id: VolumeId = boot.volume.parse()?;
         let store: Arc<dyn ObjectStore> = Arc::new(gateway.clone());
+        let keys = gateway.keys().await.map_err(DiskError::Keys)?;
         let db = Path::new(DATA).join("map.db");
-        let log = Log::new(store.clone(), volume_log(id));
+        let log = volume_log(&store, &keys, id);
         if let Some(source) = &boot.fork_of
             && log.head().await.map_err(DiskError::Log)?.is_none()
         {
-            fork(&store, source, id, &db).await?;
+            fork(&store, &keys, source, id, &db).await?;
         }
         let (shipper, opened) = log.open(&db).await.map_err(DiskError::Log)?;
         let epoch = shipper.epoch();
@@ -145,6 +149,7 @@ impl Disk {
         settings.epoch_first = shipper.epoch_first();
         settings.overtaken_map = Some(replica::set_aside_path(&db));
         settings.cache_bytes_max = boot.cache_bytes_max;
+        settings.keys = keys;
         let volume = Volume::open(settings, store, Box::new(LogShip(shipper)))
             .await
             .map_err(|source| DiskError::Volume { action: "open", source })?;
@@ -348,20 +353,21 @@ pub(crate) fn create_private(directory: &Path) -> Result<(), DiskError> {
         .map_err(|source| DiskError::Local { path: directory.to_owned(), source })
 }
 
-/// The prefix of a volume's log in the bucket.
-fn volume_log(id: VolumeId) -> object_store::path::Path {
-    object_store::path::Path::from(format!("volumes/{id}/log"))
+/// The log of a volume.
+fn volume_log(store: &Arc<dyn ObjectStore>, keys: &Keys, id: VolumeId) -> Log {
+    Log::new(keys.log_store(id, store.clone()), volume::log_prefix(id))
 }
 
 async fn fork(
     store: &Arc<dyn ObjectStore>,
+    keys: &Keys,
     source: &Source,
     id: VolumeId,
     db: &Path,
 ) -> Result<(), DiskError> {
     let (Source::Blank(from) | Source::Pinned(from)) = source;
     let from: VolumeId = from.parse()?;
-    let log = Log::new(store.clone(), volume_log(from));
+    let log = volume_log(store, keys, from);
     if log.restore(db).await.map_err(DiskError::Log)?.is_none() {
         return Err(DiskError::NoSource(from));
     }

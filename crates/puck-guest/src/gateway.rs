@@ -1,11 +1,11 @@
-//! The agent's side of the worker's socket: objects of this volume and its ancestors, and events.
+//! The agent's side of the worker's socket: objects of this volume and its ancestors, their keys, and events.
 //!
 //! The guest holds no bucket credentials. [`Gateway`] is an [`ObjectStore`] whose requests the worker checks against this
 //! machine's volume and passes on. It retries nothing: the volume and the log know what a second try means.
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream, stream::BoxStream};
-use guest::protocol::{EVENTS, Event, OBJECTS, ObjectList};
+use guest::protocol::{EVENTS, Event, KEYS, KeyBytes, OBJECTS, ObjectList, VolumeKeys};
 use http::{Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, BodyStream, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
@@ -28,6 +28,7 @@ use std::{
     task::{Context, Poll},
 };
 use tokio::net::UnixStream;
+use volume::{Keys, SecretKey};
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -70,6 +71,17 @@ impl Gateway {
         } else {
             Err(EventError::Refused(response.status()))
         }
+    }
+
+    /// The keys of this machine's volume and its ancestors.
+    pub(crate) async fn keys(&self) -> Result<Keys> {
+        let request = request(Method::GET, KEYS).body(empty()).map_err(generic)?;
+        let response = self.call(&Path::from(KEYS), request).await?;
+        let body = response.into_body().collect().await.map_err(generic)?.to_bytes();
+        let VolumeKeys(keys) = serde_json::from_slice(&body).map_err(generic)?;
+        keys.into_iter().try_fold(Keys::none(), |keys, (volume, KeyBytes(key))| {
+            Ok(keys.with(volume.parse().map_err(generic)?, SecretKey::from_bytes(key)))
+        })
     }
 
     async fn call(&self, location: &Path, request: Request<Body>) -> Result<Response<Incoming>> {

@@ -5,6 +5,7 @@
 //! taken back and the caller gets an error; should the server die just then, the change may turn out to have happened,
 //! whole, at the next start. Reads come from memory and never wait.
 
+mod place;
 mod record;
 mod tables;
 mod tokens;
@@ -32,6 +33,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+pub(crate) use place::{Place, PlaceArgs};
 pub(crate) use record::SpriteRecord;
 use tokens::Hash;
 use writer::{Change, Op, Writer};
@@ -140,8 +142,8 @@ pub(crate) enum AccountError {
 }
 
 impl Account {
-    /// Opens the account of `org`, from the bucket where the local database is missing or behind, and makes it where
-    /// neither has one. Mints a token unless the file at `token` holds a valid one. Cancels `fenced` when another server turns
+    /// Opens the account of `org`, from the bucket where the local database is missing or behind, and makes it where neither has
+    /// one. The bucket is given as [`AccountKeys::store`](crate::keys::AccountKeys::store) has it. Mints a token unless the file at `token` holds a valid one. Cancels `fenced` when another server turns
     /// out to own the account.
     pub(crate) async fn open(
         store: Arc<dyn ObjectStore>,
@@ -293,7 +295,8 @@ pub(crate) async fn read(
     tables::sprites(&db)
 }
 
-fn log_prefix(org: &OrgName) -> Key {
+/// Where the log of an account is in the bucket.
+pub(crate) fn log_prefix(org: &OrgName) -> Key {
     Key::from(format!("accounts/{org}/log"))
 }
 

@@ -1,7 +1,8 @@
 //! `puck dev`: builds the server from its settings, runs it, and takes it apart.
 //!
 //! ```text
-//! listen -> lock data directory -> host -> probe bucket -> own bucket -> image -> blank volume -> account -> worker -> serve
+//! listen -> lock data directory -> host -> probe bucket -> look for its keys -> own bucket -> settle keys
+//!        -> image -> blank volume -> account -> worker -> serve
 //! ```
 //!
 //! It is taken apart in the opposite order. What fails on the way up takes down what is up. The bucket is released only when it
@@ -12,6 +13,7 @@ use crate::{
     bucket,
     data::DataDir,
     image,
+    keys::{AccountKeys, Wraps},
     orchestrator::{self, Orchestrator, disk},
     owner::{self, Claim},
     settings::Settings,
@@ -66,6 +68,11 @@ impl Server {
         let opened = bucket::open(&self.settings.bucket);
         let Some(store) = unless(&self.stop, opened).await else { return Ok(()) };
         let store = store?;
+        let (org, masters) = (self.settings.org.clone(), self.settings.master_keys.clone());
+        let wraps = Wraps::new(store.clone(), org, masters);
+        // Before anything is changed: a server whose key does not fit leaves no trace.
+        let Some(looked) = unless(&self.stop, wraps.look()).await else { return Ok(()) };
+        let looked = looked?;
         bucket::bind(&store, self.data.root()).await?;
         let claim = Claim {
             node: self.node.clone(),
@@ -74,7 +81,10 @@ impl Server {
             unsettled: !self.is_settled(),
         };
         let ownership = claim.take(store.clone()).await?;
-        let outcome = self.start(&store, ownership.epoch(), listener).await;
+        let outcome = match wraps.settle(looked).await {
+            Ok(keys) => self.start(&store, keys, ownership.epoch(), listener).await,
+            Err(error) => Err(error.into()),
+        };
         if self.fenced.is_cancelled() {
             anyhow::bail!("another server owns the bucket now");
         }
@@ -96,6 +106,7 @@ impl Server {
     async fn start(
         &self,
         store: &Arc<dyn ObjectStore>,
+        keys: AccountKeys,
         epoch: u64,
         listener: TcpListener,
     ) -> anyhow::Result<()> {
@@ -104,17 +115,18 @@ impl Server {
         let image = image::ensure(&**store, &image_settings, &images, &progress);
         let Some(image) = unless(&self.stop, image).await else { return Ok(()) };
         let (image, _) = image.context("get a base image")?;
-        let blank = worker::blank_volume(store, &self.data.volumes()).await?;
         let org = self.settings.org.clone();
+        let blank = worker::blank_volume(store, &self.data.volumes(), &org, &keys).await?;
         let directory = self.data.account(org.as_str());
         let fenced = self.fenced.clone();
         let (account, token) =
-            Account::open(store.clone(), org, &directory, &self.data.token(), fenced)
+            Account::open(keys.store(store), org, &directory, &self.data.token(), fenced)
                 .await
                 .context("open the account")?;
         let settings = WorkerSettings {
             host: self.host.clone(),
             store: store.clone(),
+            keys,
             volumes: self.data.volumes(),
             pooled: self.data.pooled(),
             unsettled: self.data.unsettled(),

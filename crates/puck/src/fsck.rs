@@ -4,15 +4,15 @@
 //! names is looked for. A server that goes on writing meanwhile does no harm: what was there at the start is checked.
 
 use crate::{
-    account::{self, SpriteRecord},
-    bucket::{self, BucketUrl, ParseBucketError},
+    account::{self, Place, PlaceArgs, SpriteRecord},
+    keys::AccountKeys,
 };
 use anyhow::Context;
-use api::name::{NameError, OrgName, SpriteName};
-use object_store::{ObjectStore, path::Path as Key};
+use api::name::{NameError, SpriteName};
+use object_store::ObjectStore;
 use replica::Log;
 use std::{path::Path, sync::Arc};
-use volume::{Depth, Keys};
+use volume::Depth;
 
 /// Check that the disks of sprites are whole in a bucket
 ///
@@ -22,29 +22,26 @@ use volume::{Depth, Keys};
     after_help = "Examples:\n  puck fsck ./sprites/bucket\n  puck fsck s3://name/prefix web --quick"
 )]
 pub(crate) struct FsckArgs {
-    /// s3://name/prefix or a directory; keys of an S3 bucket come from the usual AWS environment variables
-    #[arg(value_name = "URL", value_parser = bucket_url)]
-    bucket: BucketUrl,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Only these sprites, instead of all
     #[arg(value_name = "SPRITE", value_parser = sprite_name)]
     sprites: Vec<SpriteName>,
     /// Look whether every segment is there, without reading all of it
     #[arg(long)]
     quick: bool,
-    /// The organization
-    #[arg(long, value_name = "NAME", default_value = "local", value_parser = organization)]
-    organization: OrgName,
 }
 
 /// Checks, prints what was found, and says whether all of it is well.
 pub(crate) async fn run(args: &FsckArgs) -> anyhow::Result<bool> {
-    let store = bucket::connect(&args.bucket)?;
+    let Place { bucket: store, org, wraps } = args.place.connect()?;
+    let keys = wraps.look().await?.into_keys();
     let scratch = tempfile::tempdir().context("make a temporary directory")?;
-    let log = Key::from(format!("accounts/{}/log", args.organization));
-    let mut is_well = check_log(&store, &log, &format!("account {}", args.organization)).await?;
-    let records = account::read(&store, &args.organization, scratch.path())
-        .await
-        .context("read the account")?;
+    let of_account = keys.store(&store);
+    let log = Log::new(of_account.clone(), account::log_prefix(&org));
+    let mut is_well = check_log(&log, &format!("account {org}")).await?;
+    let records =
+        account::read(&of_account, &org, scratch.path()).await.context("read the account")?;
     for name in &args.sprites {
         anyhow::ensure!(
             records.iter().any(|record| record.name == *name),
@@ -55,7 +52,7 @@ pub(crate) async fn run(args: &FsckArgs) -> anyhow::Result<bool> {
         |record: &&SpriteRecord| args.sprites.is_empty() || args.sprites.contains(&record.name);
     let depth = if args.quick { Depth::Heads } else { Depth::Data };
     for record in records.iter().filter(wanted) {
-        is_well &= check_sprite(&store, record, depth, scratch.path())
+        is_well &= check_sprite(&store, &keys, record, depth, scratch.path())
             .await
             .with_context(|| format!("check {}", record.name))?;
     }
@@ -64,25 +61,25 @@ pub(crate) async fn run(args: &FsckArgs) -> anyhow::Result<bool> {
 
 async fn check_sprite(
     store: &Arc<dyn ObjectStore>,
+    keys: &AccountKeys,
     record: &SpriteRecord,
     depth: Depth,
     scratch: &Path,
 ) -> anyhow::Result<bool> {
-    let prefix = Key::from(format!("volumes/{}/log", record.volume));
-    let log_is_well = check_log(store, &prefix, &format!("{}: log", record.name)).await?;
+    let keys = keys.of_volume(record.volume, &record.ancestors);
+    let store_of_log = keys.log_store(record.volume, store.clone());
+    let log = Log::new(store_of_log, volume::log_prefix(record.volume));
+    let log_is_well = check_log(&log, &format!("{}: log", record.name)).await?;
     if !log_is_well {
         return Ok(false);
     }
     let map = scratch.join(format!("{}.db", record.volume));
-    let restored =
-        Log::new(store.clone(), prefix).restore(&map).await.context("rebuild the map")?;
-    if restored.is_none() {
+    if log.restore(&map).await.context("rebuild the map")?.is_none() {
         println!("{}: nothing is in the bucket yet", record.name);
         return Ok(true);
     }
-    let report = volume::fsck(&map, store.clone(), Keys::default(), depth)
-        .await
-        .context("check the volume")?;
+    let report =
+        volume::fsck(&map, store.clone(), keys, depth).await.context("check the volume")?;
     for error in &report.errors {
         println!("{}: {error}", record.name);
     }
@@ -101,8 +98,7 @@ async fn check_sprite(
     Ok(report.errors.is_empty())
 }
 
-async fn check_log(store: &Arc<dyn ObjectStore>, prefix: &Key, what: &str) -> anyhow::Result<bool> {
-    let log = Log::new(store.clone(), prefix.clone());
+async fn check_log(log: &Log, what: &str) -> anyhow::Result<bool> {
     let report = log.verify().await.with_context(|| format!("check the {what}"))?;
     for problem in &report.problems {
         println!("{what}: {problem}");
@@ -118,14 +114,6 @@ async fn check_log(store: &Arc<dyn ObjectStore>, prefix: &Key, what: &str) -> an
     Ok(report.is_sound())
 }
 
-fn bucket_url(text: &str) -> Result<BucketUrl, ParseBucketError> {
-    text.parse()
-}
-
 fn sprite_name(text: &str) -> Result<SpriteName, NameError> {
-    text.parse()
-}
-
-fn organization(text: &str) -> Result<OrgName, NameError> {
     text.parse()
 }

@@ -1,8 +1,8 @@
 //! The object gateway: what one machine may see of the bucket, over the Unix socket of its channel.
 //!
 //! The guest holds no credentials. Its machine's [`Scope`] names one volume that it may read and write, and the ancestors that it may read;
-//! every key is checked against that before the bucket is asked. Bodies are streamed where the bucket streams. The same
-//! socket takes the agent's events. One [`Gateway`] serves one machine and ends with it; whatever a hostile guest sends is
+//! every key is checked against that before the bucket is asked. Bodies are streamed where the bucket streams, and are never
+//! decrypted here. The same socket gives the machine its keys and takes the agent's events. One [`Gateway`] serves one machine and ends with it; whatever a hostile guest sends is
 //! answered with a status and changes nothing outside of its volume.
 
 mod answer;
@@ -12,7 +12,9 @@ mod scope;
 use answer::{Body, empty, failed, refused};
 use bytes::Bytes;
 use futures::TryStreamExt;
-use guest::protocol::{EVENTS, Event, OBJECTS, ObjectEntry, ObjectList};
+use guest::protocol::{
+    EVENTS, Event, KEYS, KeyBytes, OBJECTS, ObjectEntry, ObjectList, VolumeKeys,
+};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -28,6 +30,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
+use volume::Keys;
 
 pub(crate) use scope::Scope;
 
@@ -59,6 +62,7 @@ pub(crate) struct Gateway {
 struct Service {
     store: Arc<dyn ObjectStore>,
     scope: Scope,
+    keys: VolumeKeys,
     events: mpsc::Sender<Event>,
 }
 
@@ -68,10 +72,13 @@ impl Gateway {
         socket: &Path,
         store: Arc<dyn ObjectStore>,
         scope: Scope,
+        keys: &Keys,
     ) -> io::Result<(Self, mpsc::Receiver<Event>)> {
         let listener = UnixListener::bind(socket)?;
         let (events, received) = mpsc::channel(EVENTS_WAITING_MAX);
-        let service = Arc::new(Service { store, scope, events });
+        let keys = keys.iter().map(|(volume, key)| (volume.to_string(), KeyBytes(key.to_bytes())));
+        let keys = VolumeKeys(keys.collect());
+        let service = Arc::new(Service { store, scope, keys, events });
         let gateway = Self { stop: CancellationToken::new(), tasks: TaskTracker::new() };
         let accepting = accept(listener, service, gateway.stop.clone(), gateway.tasks.clone());
         gateway.tasks.spawn(accepting);
@@ -137,6 +144,9 @@ impl Service {
         let path = request.uri().path();
         if path == EVENTS {
             return self.event(request).await;
+        }
+        if path == KEYS && request.method() == Method::GET {
+            return answer::json(&self.keys);
         }
         let Some(rest) = path.strip_prefix(OBJECTS) else {
             return refused(StatusCode::NOT_FOUND, "no such route");

@@ -1,6 +1,7 @@
 //! `puck`: the server and the command line client in one program.
 //!
-//! Parses the arguments and hands over: `dev` to [`dev`], `fsck` to [`fsck`], `image` to [`image`], everything else to the client.
+//! Parses the arguments and hands over: `dev` to [`dev`], `fsck` to [`fsck`], `image` to [`image`], `key` to [`keys`], `log` to
+//! [`mod@log`], everything else to the client.
 
 mod account;
 mod bucket;
@@ -9,6 +10,8 @@ mod dev;
 mod fsck;
 mod gateway;
 mod image;
+mod keys;
+mod log;
 mod orchestrator;
 mod owner;
 mod settings;
@@ -51,11 +54,37 @@ enum Command {
         #[command(subcommand)]
         command: ImageCommand,
     },
+    /// Work with the master keys of encrypted accounts
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+    /// Work with the logs in a bucket
+    Log {
+        #[command(subcommand)]
+        command: LogCommand,
+    },
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum ImageCommand {
     Build(image::BuildArgs),
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum KeyCommand {
+    /// Print a new master key, a line for the file of --encryption-key-file
+    Generate,
+    /// Let go the master keys of an account that the file does not hold any more
+    ///
+    /// The account's key is first wrapped for the first key of the file. A server need not be stopped, but must be given the
+    /// file before its next start.
+    Retire(account::PlaceArgs),
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum LogCommand {
+    Decrypt(log::DecryptArgs),
 }
 
 fn main() -> ExitCode {
@@ -68,6 +97,16 @@ fn main() -> ExitCode {
         Command::Fsck(args) => log_to_stderr("warn").and_then(|()| block_on(check(args))),
         Command::Image { command: ImageCommand::Build(args) } => {
             log_to_stderr(LOG_DEFAULT).and_then(|()| block_on(build_image(args)))
+        }
+        Command::Key { command: KeyCommand::Generate } => {
+            println!("{}", *keys::generate());
+            Ok(())
+        }
+        Command::Key { command: KeyCommand::Retire(args) } => {
+            log_to_stderr("warn").and_then(|()| block_on(retire(args)))
+        }
+        Command::Log { command: LogCommand::Decrypt(args) } => {
+            log_to_stderr("warn").and_then(|()| block_on(async move { log::decrypt(&args).await }))
         }
     };
     match outcome {
@@ -89,6 +128,14 @@ async fn build_image(args: image::BuildArgs) -> anyhow::Result<()> {
     let store = url.as_ref().map(bucket::connect).transpose()?;
     let digest = image::run(&args, store.as_deref()).await?;
     println!("{digest}");
+    Ok(())
+}
+
+/// Lets go the master keys that the file does not hold, and says which.
+async fn retire(args: account::PlaceArgs) -> anyhow::Result<()> {
+    for id in args.connect()?.wraps.retire().await? {
+        println!("{id}");
+    }
     Ok(())
 }
 
@@ -125,6 +172,9 @@ mod tests {
     #[test]
     fn client_and_server_share_one_command_line() {
         Arguments::command().debug_assert();
-        assert!(Arguments::try_parse_from(["puck", "dev", "--data", "x", "--org", "a"]).is_ok());
+        for line in ["dev --data x --org a", "log decrypt x y web"] {
+            let words = std::iter::once("puck").chain(line.split(' '));
+            assert!(Arguments::try_parse_from(words).is_ok(), "{line}");
+        }
     }
 }

@@ -1,7 +1,10 @@
 //! Everything that a user may set about a server: flags, defaults and what they mean. Nothing else reads the environment,
-//! but for the bucket's keys, which are AWS's own variables.
+//! but for the bucket's credentials, which are AWS's own variables, and the name of the file of master keys.
 
-use crate::bucket::{BucketUrl, ParseBucketError};
+use crate::{
+    bucket::{BucketUrl, ParseBucketError},
+    keys::{KeyFileArgs, KeyFileError, MasterKeys},
+};
 use api::name::{NameError, OrgName};
 use guest::protocol::Limits;
 use std::{
@@ -38,6 +41,8 @@ pub(crate) struct DevArgs {
     /// AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY).
     #[arg(long, value_name = "URL")]
     bucket: Option<String>,
+    #[command(flatten)]
+    key_file: KeyFileArgs,
     /// How long a sprite without activity stays awake
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = idle_timeout)]
     idle_timeout: Duration,
@@ -76,6 +81,7 @@ pub(crate) struct Settings {
     pub(crate) data: PathBuf,
     pub(crate) listen: SocketAddr,
     pub(crate) bucket: BucketUrl,
+    pub(crate) master_keys: Option<MasterKeys>,
     pub(crate) idle_timeout: Duration,
     pub(crate) undelete: Duration,
     pub(crate) pool: usize,
@@ -93,6 +99,9 @@ pub(crate) enum SettingsError {
     /// The bucket is not one.
     #[error(transparent)]
     Bucket(#[from] ParseBucketError),
+    /// The master keys cannot be read.
+    #[error(transparent)]
+    Keys(#[from] KeyFileError),
     /// The guest agent is not where it is expected.
     #[error("no guest agent at {0}; build it with `make build`, or name it with --agent")]
     Agent(PathBuf),
@@ -124,6 +133,7 @@ impl DevArgs {
             data: self.data,
             listen: self.listen,
             bucket,
+            master_keys: self.key_file.read()?,
             idle_timeout: self.idle_timeout,
             undelete: self.undelete,
             pool: self.pool,

@@ -17,6 +17,7 @@ mod removal;
 mod site;
 mod sprite;
 
+use crate::keys::AccountKeys;
 use api::sprite::{SpriteId, Status};
 use guest::protocol::{Identity, Limits};
 use jiff::Timestamp;
@@ -65,6 +66,8 @@ pub(crate) struct WorkerSettings {
     pub(crate) host: Arc<Host>,
     /// The bucket.
     pub(crate) store: Arc<dyn ObjectStore>,
+    /// The keys of the account whose volumes are run.
+    pub(crate) keys: AccountKeys,
     /// The directory of the local state of all volumes.
     pub(crate) volumes: PathBuf,
     /// The directory of the local state of the volumes of pooled machines.
@@ -151,6 +154,7 @@ impl Worker {
         let site = Arc::new(Site {
             host: settings.host,
             store: settings.store,
+            keys: settings.keys,
             volumes: settings.volumes,
             pooled: settings.pooled,
             images: settings.images,

@@ -28,6 +28,7 @@
 //! locks that SQLite holds in this process.
 
 mod clock;
+mod copy;
 mod digest;
 mod error;
 mod layout;

@@ -106,6 +106,47 @@ async fn litestream_restores_over_merged_levels_and_claims() {
     assert_restores(&url, &[], &fs::read(&ours).expect("our restore"), directory.path());
 }
 
+/// A log whose objects are named as in a bucket, copied out of it.
+#[tokio::test]
+async fn litestream_restores_a_copy_by_number_and_by_time() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let bucket = directory.path().join("bucket");
+    fs::create_dir(&bucket).expect("a bucket");
+    let store = Arc::new(LocalFileSystem::new_with_prefix(&bucket).expect("a local bucket"));
+    let log = Log::new(store, Key::from("volumes/v/log"));
+    let db = directory.path().join("a.db");
+    let (mut shipper, _) = log.open(&db).await.expect("a log");
+    let owner = Connection::open(&db).expect("a database");
+    owner
+        .execute_batch("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (k INTEGER PRIMARY KEY, v)")
+        .expect("a table");
+    let mut between = 0;
+    for step in 0..4 {
+        insert(&owner, step);
+        shipper.ship().await.expect("a ship");
+        if step == 1 {
+            between = pause().await;
+        }
+    }
+    let copy = directory.path().join("copy");
+    assert_eq!(log.copy_to(&copy).await.expect("a copy"), 4);
+    let (url, ours) = (format!("file://{}", copy.display()), directory.path().join("ours.db"));
+    log.restore(&ours).await.expect("a restore").expect("a log");
+    assert_restores(&url, &[], &fs::read(&ours).expect("our restore"), directory.path());
+    log.restore_at(&ours, At::Txid(2)).await.expect("a restore");
+    let expected = fs::read(&ours).expect("our restore");
+    let time = jiff::Timestamp::from_millisecond(between.cast_signed()).expect("a time");
+    assert_restores(&url, &["-txid", &format!("{:016x}", 2)], &expected, directory.path());
+    assert_restores(&url, &["-timestamp", &format!("{time:.3}")], &expected, directory.path());
+
+    // A file that is not whole is no part of a copy.
+    let head = bucket.join("volumes/v/log/0000/0000000000000004-0000000000000004.ltx");
+    let mut bytes = fs::read(&head).expect("the head");
+    *bytes.last_mut().expect("a byte") ^= 1;
+    fs::write(&head, bytes).expect("damage");
+    log.copy_to(&directory.path().join("again")).await.expect_err("a damaged log");
+}
+
 /// A time that no file has, neither in its header nor as its time of change, which is what counts in a directory.
 async fn pause() -> u64 {
     let now = || jiff::Timestamp::now().as_millisecond().cast_unsigned();

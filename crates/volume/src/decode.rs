@@ -17,6 +17,9 @@ pub(crate) enum DecodeError {
     /// It is encrypted, and there is no key for it.
     #[error("it is encrypted, and its volume's key is not here")]
     NoKey,
+    /// It is not encrypted, and its volume has a key.
+    #[error("it is not encrypted, and all of its volume is")]
+    Plain,
     /// It is encrypted with another key, or was changed or moved since.
     #[error("it does not decrypt: the key is another, or it was changed or moved")]
     WrongKey,

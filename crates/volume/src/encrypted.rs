@@ -10,7 +10,7 @@
 //!
 //! Sizes are those of the plain bytes. A range is served from the whole object, which suits files that are read whole.
 
-use crate::keys::{TAG_BYTES, VolumeKey};
+use crate::keys::{SecretKey, TAG_BYTES};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{
@@ -33,9 +33,9 @@ const ADDED_BYTES: u64 = (FRONT_BYTES + TAG_BYTES) as u64;
 /// Why an object is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum Refused {
-    #[error("{0} is not encrypted, and this volume's objects are")]
+    #[error("{0} is not encrypted, and has to be")]
     Plain(Path),
-    #[error("{0} is encrypted with another key than this volume's")]
+    #[error("{0} is encrypted with another key")]
     Key(Path),
     #[error("{0} was changed, cut or moved since it was encrypted")]
     Changed(Path),
@@ -47,17 +47,17 @@ impl From<Refused> for object_store::Error {
     }
 }
 
-/// A store that encrypts what is put and decrypts what is got, with one volume's key.
+/// A store that encrypts what is put and decrypts what is got, with one key.
 #[derive(Debug)]
 pub struct Encrypted {
     inner: Arc<dyn ObjectStore>,
-    key: VolumeKey,
+    key: SecretKey,
 }
 
 impl Encrypted {
     /// Everything through this store is encrypted with the key.
     #[must_use]
-    pub fn new(inner: Arc<dyn ObjectStore>, key: VolumeKey) -> Self {
+    pub fn new(inner: Arc<dyn ObjectStore>, key: SecretKey) -> Self {
         Self { inner, key }
     }
 

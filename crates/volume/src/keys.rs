@@ -5,6 +5,8 @@
 //!                                               --HKDF, object's path---> key of that object
 //! ```
 //!
+//! All are [`SecretKey`]s, as are what others put in the place of a volume's for objects that are no volume's.
+//!
 //! The cipher is AES-256-GCM-SIV. Every object has a key of its own and every part of it a nonce of its own. The name of an
 //! object decides the key, so an object at another name does not decrypt. If a process dies and the next one of the same
 //! epoch puts other blocks under the same name, two texts have been encrypted alike; with this cipher, that tells whoever
@@ -12,15 +14,15 @@
 //!
 //! On a worker's disk nothing is encrypted: journal, cache and map are as readable as the mounted filesystem itself.
 
-use crate::{VolumeId, segment::SegmentName};
+use crate::{Encrypted, VolumeId, segment::SegmentName};
 use aes_gcm_siv::{
     Aes256GcmSiv, Nonce, Tag,
     aead::{AeadInOut as _, KeyInit as _},
 };
 use hkdf::Hkdf;
-use object_store::path::Path;
+use object_store::{ObjectStore, path::Path};
 use sha2::Sha256;
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, sync::Arc};
 use zeroize::Zeroizing;
 
 const KEY_BYTES: usize = 32;
@@ -29,34 +31,42 @@ const KEY_BYTES: usize = 32;
 pub(crate) const TAG_BYTES: usize = 16;
 
 /// Tells this use of an account's key from every other.
-const DERIVATION: &[u8] = b"puck volume key 1";
+const VOLUME: &[u8] = b"puck volume key 1";
 
-/// The key of one volume. Its memory is wiped when it is dropped, and it is never printed.
+/// A key of 32 random bytes, or one that was derived from such. Its memory is wiped when it is dropped, and it is never
+/// printed.
 #[derive(Clone)]
-pub struct VolumeKey(Zeroizing<[u8; KEY_BYTES]>);
+pub struct SecretKey(Zeroizing<[u8; KEY_BYTES]>);
 
-impl VolumeKey {
-    /// The key of a volume of an account. The account's key must be random, of at least 32 bytes.
+impl SecretKey {
+    /// The key of these bytes, as it was made at random, or given to a machine that must not know what it derives from.
     #[must_use]
-    pub fn derive(account_key: &[u8], volume: VolumeId) -> Self {
-        let derivation = Hkdf::<Sha256>::new(Some(DERIVATION), account_key);
-        Self(expand(&derivation, &[volume.0.as_bytes()]))
+    pub fn from_bytes(bytes: Zeroizing<[u8; KEY_BYTES]>) -> Self {
+        Self(bytes)
     }
 
-    /// A key as it was given to a machine, which must not know the account's.
-    #[must_use]
-    pub fn from_bytes(bytes: [u8; KEY_BYTES]) -> Self {
-        Self(Zeroizing::new(bytes))
-    }
-
-    /// The key's bytes, to be given to the machine that runs the volume.
+    /// The key's bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Zeroizing<[u8; KEY_BYTES]> {
         self.0.clone()
     }
 
+    /// The key of a volume of the account whose key this is.
+    #[must_use]
+    pub fn of_volume(&self, volume: VolumeId) -> Self {
+        self.derive(VOLUME, volume.0.as_bytes())
+    }
+
+    /// The key for one use of this one. No two uses may have the same `purpose`.
+    #[must_use]
+    pub fn derive(&self, purpose: &[u8], of: &[u8]) -> Self {
+        let derivation = Hkdf::<Sha256>::new(Some(purpose), self.0.as_slice());
+        Self(expand(&derivation, &[of]))
+    }
+
     /// What tells this key from others without giving it away.
-    pub(crate) fn id(&self) -> [u8; 8] {
+    #[must_use]
+    pub fn id(&self) -> [u8; 8] {
         let [a, b, c, d, e, f, g, h, ..] = *self.expand(&[b"id"]);
         [a, b, c, d, e, f, g, h]
     }
@@ -73,8 +83,8 @@ impl VolumeKey {
     }
 
     fn expand(&self, use_of_it: &[&[u8]]) -> Zeroizing<[u8; KEY_BYTES]> {
-        let derivation = Hkdf::<Sha256>::from_prk(self.0.as_slice())
-            .expect("a volume key is as long as the hash");
+        let derivation =
+            Hkdf::<Sha256>::from_prk(self.0.as_slice()).expect("a key is as long as the hash");
         expand(&derivation, use_of_it)
     }
 }
@@ -87,15 +97,15 @@ fn expand(derivation: &Hkdf<Sha256>, use_of_it: &[&[u8]]) -> Zeroizing<[u8; KEY_
     key
 }
 
-impl fmt::Debug for VolumeKey {
+impl fmt::Debug for SecretKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("VolumeKey(..)")
+        f.write_str("SecretKey(..)")
     }
 }
 
 /// The keys that a volume needs: its own, with which it encrypts, and those of the ancestors that it was forked from.
 #[derive(Debug, Clone, Default)]
-pub struct Keys(HashMap<VolumeId, VolumeKey>);
+pub struct Keys(HashMap<VolumeId, SecretKey>);
 
 impl Keys {
     /// No key: nothing is encrypted, and nothing that is can be read.
@@ -106,9 +116,27 @@ impl Keys {
 
     /// These and one more.
     #[must_use]
-    pub fn with(mut self, volume: VolumeId, key: VolumeKey) -> Self {
+    pub fn with(mut self, volume: VolumeId, key: SecretKey) -> Self {
         self.0.insert(volume, key);
         self
+    }
+
+    /// The keys, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (VolumeId, &SecretKey)> {
+        self.0.iter().map(|(volume, key)| (*volume, key))
+    }
+
+    /// The bucket as the files of a volume's log are put and got: encrypted, if the volume has a key.
+    #[must_use]
+    pub fn log_store(
+        &self,
+        volume: VolumeId,
+        bucket: Arc<dyn ObjectStore>,
+    ) -> Arc<dyn ObjectStore> {
+        match self.0.get(&volume) {
+            Some(key) => Arc::new(Encrypted::new(bucket, key.clone())),
+            None => bucket,
+        }
     }
 
     /// The cipher of a segment, if its volume has a key.
@@ -169,16 +197,18 @@ fn nonce(part: u32) -> Nonce {
 
 #[cfg(test)]
 mod tests {
-    use super::{Keys, TAG_BYTES, VolumeKey, WrongKey};
+    use super::{Keys, SecretKey, TAG_BYTES, WrongKey};
     use crate::{VolumeId, segment::SegmentName};
 
     #[test]
     fn every_volume_segment_and_part_is_encrypted_for_itself() {
         let (one, other) = (VolumeId::now(), VolumeId::now());
-        let key = VolumeKey::derive(&[7; 32], one);
-        assert_ne!(key.id(), VolumeKey::derive(&[7; 32], other).id());
-        assert_ne!(key.id(), VolumeKey::derive(&[8; 32], one).id());
-        assert_eq!(key.id(), VolumeKey::from_bytes(*key.to_bytes()).id());
+        let account = |byte| SecretKey::from_bytes([byte; 32].into());
+        let key = account(7).of_volume(one);
+        assert_ne!(key.id(), account(7).of_volume(other).id());
+        assert_ne!(key.id(), account(8).of_volume(one).id());
+        assert_ne!(key.id(), account(7).derive(b"another use", one.0.as_bytes()).id());
+        assert_eq!(key.id(), SecretKey::from_bytes(key.to_bytes()).id());
         let name = SegmentName { volume: one, epoch: 1, sequence: 2 };
         let cipher = key.of_segment(&name);
         let mut text = b"hello".to_vec();
@@ -196,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_key_is_never_printed() {
-        let key = VolumeKey::from_bytes([0xab; 32]);
+        let key = SecretKey::from_bytes([0xab; 32].into());
         let keys = Keys::none().with(VolumeId::now(), key);
         let printed = format!("{keys:?}");
         assert!(!printed.contains("171") && !printed.contains("ab, "), "{printed}");

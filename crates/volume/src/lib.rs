@@ -68,7 +68,7 @@ pub use device::{Device, Syncer, mark_io_flusher};
 pub use encrypted::Encrypted;
 pub use error::{Error, ErrorKind};
 pub use fsck::{Depth, Orphan, Report, fsck};
-pub use keys::{Keys, VolumeKey};
+pub use keys::{Keys, SecretKey};
 pub use map::{Contents, Pin, fork, fork_pinned, origins};
 pub use meter::{Metered, Traffic};
 pub use pin::ForkPoint;
@@ -82,6 +82,12 @@ base::id!(
     VolumeId,
     "volume"
 );
+
+/// Where the log of a volume's map is in the bucket.
+#[must_use]
+pub fn log_prefix(volume: VolumeId) -> object_store::path::Path {
+    object_store::path::Path::from(format!("volumes/{volume}/log"))
+}
 
 /// The unit of addressing, checksums and the map, in bytes.
 pub const BLOCK_BYTES: usize = 4096;

@@ -2,7 +2,7 @@ use super::{Gateway, Scope};
 use crate::testing::{Fault, FaultyStore};
 use bytes::Bytes;
 use futures::TryStreamExt;
-use guest::protocol::{EVENTS, Event, GATEWAY_SOCKET, ObjectList};
+use guest::protocol::{EVENTS, Event, GATEWAY_SOCKET, KEYS, KeyBytes, ObjectList, VolumeKeys};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
@@ -11,7 +11,7 @@ use object_store::{
 };
 use std::{path::PathBuf, sync::Arc};
 use tokio::{net::UnixStream, sync::mpsc};
-use volume::VolumeId;
+use volume::{Keys, SecretKey, VolumeId};
 
 struct Setup {
     store: Arc<dyn ObjectStore>,
@@ -30,8 +30,9 @@ impl Setup {
         let socket = directory.path().join(GATEWAY_SOCKET);
         let (own, ancestor, other) = (VolumeId::now(), VolumeId::now(), VolumeId::now());
         let scope = Scope::new(own, vec![ancestor]);
+        let keys = Keys::none().with(own, key(1)).with(ancestor, key(2));
         let (gateway, events) =
-            Gateway::listen(&socket, store.clone(), scope).expect("a free socket");
+            Gateway::listen(&socket, store.clone(), scope, &keys).expect("a free socket");
         Self { store, own, ancestor, other, socket, events, gateway, _directory: directory }
     }
 
@@ -70,6 +71,22 @@ impl Setup {
 
 fn create(uri: &str) -> http::request::Builder {
     Request::builder().method(Method::PUT).uri(uri).header(header::IF_NONE_MATCH, "*")
+}
+
+fn key(byte: u8) -> SecretKey {
+    SecretKey::from_bytes([byte; 32].into())
+}
+
+#[tokio::test]
+async fn a_machine_gets_the_keys_of_its_volume_and_its_ancestors() {
+    let setup = Setup::healthy();
+    let answer = setup.call(Method::GET, KEYS).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let given: VolumeKeys = serde_json::from_slice(answer.body()).expect("keys");
+    let expected = [(setup.own, [1; 32]), (setup.ancestor, [2; 32])]
+        .map(|(volume, bytes)| (volume.to_string(), KeyBytes(bytes.into())));
+    assert_eq!(given, VolumeKeys(expected.into()));
+    assert_eq!(setup.call(Method::PUT, KEYS).await.status(), StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]

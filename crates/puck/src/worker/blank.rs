@@ -3,7 +3,12 @@
 //! The object `blank/FORMAT` names it, created once per bucket and format. It is written after the volume is whole in the
 //! bucket, so whoever reads it finds a volume that can be forked. Of two servers that make one at the same time, one wins and
 //! the other removes its own.
+//!
+//! An encrypted account has a blank volume of its own, encrypted as all of its volumes are, and named by `accounts/ORG/blank/FORMAT`:
+//! who can write to the bucket could otherwise put something on the disk of every new sprite.
 
+use crate::keys::AccountKeys;
+use api::name::OrgName;
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{
@@ -70,27 +75,31 @@ pub(crate) enum BlankError {
     },
 }
 
-/// The blank volume of this bucket; made if there is none.
+/// The blank volume of this bucket, or of an encrypted account; made if there is none.
 pub(crate) async fn blank_volume(
     store: &Arc<dyn ObjectStore>,
     volumes: &Path,
+    org: &OrgName,
+    keys: &AccountKeys,
 ) -> Result<VolumeId, BlankError> {
-    if let Some(volume) = read(store).await? {
+    let (pointers, pointer) = (keys.store(store), pointer(org, keys));
+    if let Some(volume) = read(&pointers, &pointer).await? {
         return Ok(volume);
     }
     let volume = VolumeId::now();
     info!(%volume, "make the blank volume");
     let directory = volumes.join(volume.to_string());
-    let made = make(store, volume, &directory).await;
+    let made = make(store, keys, volume, &directory).await;
     if let Err(error) = tokio::fs::remove_dir_all(&directory).await {
         warn!(%volume, error = &error as &dyn std::error::Error, "remove what the blank volume was made in");
     }
     made?;
     let body = serde_json::to_vec(&Pointer { volume }).expect("an id is always JSON");
-    match store.put_opts(&key(), PutPayload::from(body), PutOptions::from(PutMode::Create)).await {
+    let create = PutOptions::from(PutMode::Create);
+    match pointers.put_opts(&pointer, PutPayload::from(body), create).await {
         Ok(_) => Ok(volume),
         Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
-            let winner = read(store).await?.unwrap_or(volume);
+            let winner = read(&pointers, &pointer).await?.unwrap_or(volume);
             if winner != volume {
                 remove(store, volume).await;
             }
@@ -100,8 +109,8 @@ pub(crate) async fn blank_volume(
     }
 }
 
-async fn read(store: &Arc<dyn ObjectStore>) -> Result<Option<VolumeId>, BlankError> {
-    match store.get_range(&key(), 0..POINTER_BYTES_MAX).await {
+async fn read(store: &Arc<dyn ObjectStore>, pointer: &Key) -> Result<Option<VolumeId>, BlankError> {
+    match store.get_range(pointer, 0..POINTER_BYTES_MAX).await {
         Ok(bytes) => {
             let pointer: Pointer = serde_json::from_slice(&bytes).map_err(BlankError::Foreign)?;
             Ok(Some(pointer.volume))
@@ -113,15 +122,18 @@ async fn read(store: &Arc<dyn ObjectStore>) -> Result<Option<VolumeId>, BlankErr
 
 async fn make(
     store: &Arc<dyn ObjectStore>,
+    keys: &AccountKeys,
     id: VolumeId,
     directory: &Path,
 ) -> Result<(), BlankError> {
     crate::data::create_private(directory)
         .map_err(|source| BlankError::Local { path: directory.to_owned(), source })?;
     let failed = |action| move |source| BlankError::Volume { action, source };
-    let log = Log::new(store.clone(), Key::from(format!("volumes/{id}/log")));
+    let keys = keys.of_volume(id, &[]);
+    let log = Log::new(keys.log_store(id, store.clone()), volume::log_prefix(id));
     let (shipper, _) = log.open(&directory.join("map.db")).await.map_err(BlankError::Log)?;
-    let settings = Settings::new(id, shipper.epoch(), directory.to_owned());
+    let mut settings = Settings::new(id, shipper.epoch(), directory.to_owned());
+    settings.keys = keys;
     let volume = Volume::open(settings, store.clone(), Box::new(LogShip(shipper)))
         .await
         .map_err(failed("open"))?;
@@ -137,8 +149,13 @@ async fn remove(store: &Arc<dyn ObjectStore>, volume: VolumeId) {
     }
 }
 
-fn key() -> Key {
-    Key::from(format!("blank/{FORMAT}"))
+/// Where the pointer is.
+fn pointer(org: &OrgName, keys: &AccountKeys) -> Key {
+    if keys.is_encrypted() {
+        Key::from(format!("accounts/{org}/blank/{FORMAT}"))
+    } else {
+        Key::from(format!("blank/{FORMAT}"))
+    }
 }
 
 /// The log, as the volume sees it.

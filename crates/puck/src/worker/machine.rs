@@ -130,8 +130,10 @@ impl Machine {
         let channel = site.host.channel(&name).map_err(BootError::Host)?;
         let channel = Arc::new(Channel::open(&channel).map_err(BootError::Local)?);
         let scope = Scope::new(disk.volume, disk.ancestors.clone());
-        let (gateway, events) = Gateway::listen(&channel.gateway(), site.store.clone(), scope)
-            .map_err(BootError::Local)?;
+        let keys = site.keys.of_volume(disk.volume, &disk.ancestors);
+        let (gateway, events) =
+            Gateway::listen(&channel.gateway(), site.store.clone(), scope, &keys)
+                .map_err(BootError::Local)?;
         let boot = Boot {
             volume: disk.volume.to_string(),
             // Only a new disk is forked: for a sprite's, a log that is missing is an error and never a fresh disk.

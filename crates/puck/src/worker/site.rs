@@ -1,7 +1,7 @@
 //! What all machines of a worker share.
 
 use super::{machine::BootError, marks::Marks};
-use crate::image;
+use crate::{image, keys::AccountKeys};
 use guest::protocol::Limits;
 use object_store::ObjectStore;
 use runtime::Host;
@@ -19,6 +19,7 @@ pub(super) const BOOTS_MAX: usize = 8;
 pub(super) struct Site {
     pub(super) host: Arc<Host>,
     pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) keys: AccountKeys,
     /// The directory of the local state of all volumes.
     pub(super) volumes: PathBuf,
     /// The directory of the local state of the volumes of pooled machines, apart so that volumes whose sprites sleep can be

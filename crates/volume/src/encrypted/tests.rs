@@ -1,7 +1,7 @@
 //! What was put is what is got, and everything else is refused.
 
 use super::Encrypted;
-use crate::{VolumeId, VolumeKey};
+use crate::{SecretKey, VolumeId};
 use futures::TryStreamExt as _;
 use object_store::{
     GetOptions, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, memory::InMemory, path::Path,
@@ -16,7 +16,7 @@ struct Fixture {
 
 async fn fixture() -> Fixture {
     let bucket = Arc::new(InMemory::new());
-    let volume_key = VolumeKey::derive(&[1; 32], VolumeId::now());
+    let volume_key = SecretKey::from_bytes([1; 32].into()).of_volume(VolumeId::now());
     let store = Encrypted::new(bucket.clone(), volume_key);
     let key = Path::from("volumes/v/log/0000/1-1.ltx");
     store.put(&key, "some secret words".into()).await.unwrap();
@@ -73,7 +73,10 @@ async fn what_was_changed_cut_or_moved_is_refused_and_so_is_another_key() {
     bucket.put(&elsewhere, raw.clone().into()).await.unwrap();
     assert!(refused(&store, &elsewhere).await.contains("moved"));
     bucket.put(&key, raw.into()).await.unwrap();
-    let other = Encrypted::new(bucket.clone(), VolumeKey::derive(&[1; 32], VolumeId::now()));
+    let other = Encrypted::new(
+        bucket.clone(),
+        SecretKey::from_bytes([1; 32].into()).of_volume(VolumeId::now()),
+    );
     assert!(refused(&other, &key).await.contains("another key"));
     bucket.put(&key, "plain words that are long enough to hold a tag".into()).await.unwrap();
     assert!(refused(&store, &key).await.contains("not encrypted"));

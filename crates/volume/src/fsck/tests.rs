@@ -2,7 +2,7 @@
 
 use super::{Depth, Report, fsck};
 use crate::{
-    ForkPoint, Keys, VolumeId, VolumeKey, fork_pinned,
+    ForkPoint, Keys, SecretKey, VolumeId, fork_pinned,
     segment::SegmentName,
     testing::world::{Place, World},
 };
@@ -190,7 +190,7 @@ fn a_fork_is_whole_when_its_source_has_let_go_what_the_fork_cannot_see() {
 fn what_is_encrypted_is_whole_with_its_key_and_told_without_it() {
     let world = World::new();
     let mut place = world.place("volume");
-    let key = VolumeKey::from_bytes([7; 32]);
+    let key = SecretKey::from_bytes([7; 32].into());
     place.settings.keys = Keys::none().with(place.settings.volume, key);
     let volume = world.open(&place);
     world.write(&volume, 0, 40, 1);

@@ -2,7 +2,7 @@
 
 use super::{Export, Import, Piece};
 use crate::{
-    Contents, Depth, Error, ErrorKind, Keys, Volume, VolumeId, VolumeKey, fork_pinned, fsck,
+    Contents, Depth, Error, ErrorKind, Keys, Volume, VolumeId, SecretKey, fork_pinned, fsck,
     testing::world::{Place, World, is_zero, noise, read, view},
 };
 use bytes::Bytes;
@@ -54,7 +54,7 @@ fn check(world: &World, place: &Place) {
 }
 
 fn key(volume: VolumeId) -> Keys {
-    Keys::none().with(volume, VolumeKey::derive(&[9; 32], volume))
+    Keys::none().with(volume, SecretKey::from_bytes([9; 32].into()).of_volume(volume))
 }
 
 /// A volume with a history: two checkpoints, something after them, something hidden, something discarded.

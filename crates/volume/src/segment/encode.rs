@@ -56,18 +56,22 @@ pub(crate) fn encode(
     Encoded { head: head.into(), data: runs.data(), table: runs.table().to_vec() }
 }
 
-/// Header and tables of a segment as they were before they were encrypted, but for the version; a plain one's as they are.
-/// What is given must end where the data begins.
+/// Header and tables of a segment as they were before they were encrypted, but for the version; a plain one's as they are, if
+/// its volume has no key: otherwise whoever can write to the bucket could replace a segment. What is given must end where
+/// the data begins.
 pub(crate) fn decrypt_head(
     name: &SegmentName,
     head: &[u8],
     keys: &Keys,
 ) -> Result<Vec<u8>, DecodeError> {
     let (header, tables) = head.split_at_checked(HEADER_BYTES).ok_or(DecodeError::Truncated)?;
-    if header[VERSION_AT] != VERSION_ENCRYPTED.to_le_bytes() {
-        return Ok(head.to_vec());
-    }
-    let cipher = keys.of_segment(name).ok_or(DecodeError::NoKey)?;
+    let encrypted = header[VERSION_AT] == VERSION_ENCRYPTED.to_le_bytes();
+    let cipher = match keys.of_segment(name) {
+        None if encrypted => return Err(DecodeError::NoKey),
+        None => return Ok(head.to_vec()),
+        Some(_) if !encrypted => return Err(DecodeError::Plain),
+        Some(cipher) => cipher,
+    };
     let tables =
         cipher.decrypt(TABLES_PART, header, tables).map_err(|_wrong| DecodeError::WrongKey)?;
     let plain = [header, &tables].concat();

@@ -1,8 +1,8 @@
 //! The edges of a volume, one by one: a bucket that is away, damage, a full disk, garbage, forks, epochs.
 
 use crate::{
-    Acknowledge, BLOCK_BYTES, Durability, Error, ErrorKind, Keys, NewCheckpoint, Settings, State,
-    Volume, VolumeId, VolumeKey, fork,
+    Acknowledge, BLOCK_BYTES, Durability, Error, ErrorKind, Keys, NewCheckpoint, SecretKey,
+    Settings, State, Volume, VolumeId, fork,
     testing::{CopyShip, FaultyStore},
 };
 use object_store::{ObjectStore, ObjectStoreExt as _, path::Path};
@@ -617,7 +617,7 @@ fn a_wrong_key_and_a_missing_one_are_errors_that_say_so() {
     let world = World::new();
     let mut place = world.place("volume");
     let id = place.settings.volume;
-    let keys = |byte| Keys::none().with(id, VolumeKey::derive(&[byte; 32], id));
+    let keys = |byte| Keys::none().with(id, SecretKey::from_bytes([byte; 32].into()));
     place.settings.keys = keys(1);
     place.settings.cache_bytes_max = 0;
     let volume = world.open(&place);

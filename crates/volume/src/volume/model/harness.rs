@@ -5,8 +5,8 @@
 
 use super::history::{Next, Step};
 use crate::{
-    BLOCK_BYTES, Checkpoint, Durability, Error, ErrorKind, Keys, NewCheckpoint, Settings, Volume,
-    VolumeId, VolumeKey, byte_offset,
+    BLOCK_BYTES, Checkpoint, Durability, Error, ErrorKind, Keys, NewCheckpoint, SecretKey,
+    Settings, Volume, VolumeId, byte_offset,
     failpoint::{Failpoints, Plan, Point},
     fork,
     testing::{CopyShip, FaultyStore, ProcessStore},
@@ -604,8 +604,8 @@ fn end(process: Process) {
     runtime.shutdown_timeout(END_MAX);
 }
 
-fn key(volume: VolumeId) -> VolumeKey {
-    VolumeKey::derive(b"the key of an account, 32 bytes.", volume)
+fn key(volume: VolumeId) -> SecretKey {
+    SecretKey::from_bytes((*b"the key of an account, 32 bytes.").into()).of_volume(volume)
 }
 
 /// An error with everything that caused it.
