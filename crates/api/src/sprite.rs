@@ -127,6 +127,9 @@ pub struct Sprite {
     /// When a flush of the sprite's disk is done (ours).
     #[serde(default)]
     pub durability: Durability,
+    /// Where its disk is: `BUCKET#NAME`, which `puck open` brings up anywhere (ours).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_url: Option<String>,
     /// How the sprite is kept apart from its neighbours: `vm`, `vm-emulated` or `namespaces` (ours).
     pub isolation: String,
     /// When it was created.

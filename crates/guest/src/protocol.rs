@@ -41,6 +41,9 @@ pub const SLEEP: &str = "/internal/sleep";
 /// there is no such checkpoint. `DELETE` with the same body takes it back.
 pub const PIN: &str = "/internal/pin";
 
+/// `POST`: keeps the disk as an automatic checkpoint; answered with a [`Kept`] when the bucket has it.
+pub const KEEP: &str = "/internal/keep";
+
 /// `GET`: the [`VolumeReport`] now.
 pub const VOLUME: &str = "/internal/volume";
 
@@ -83,6 +86,8 @@ pub struct Boot {
     pub dns: Vec<IpAddr>,
     /// The limits of the container.
     pub limits: Limits,
+    /// Whether the filesystem is checked before it is mounted: it was not written by sprites of this account.
+    pub check: bool,
     /// Which sprite this is; `None` in the pool.
     pub identity: Option<Identity>,
 }
@@ -132,6 +137,13 @@ pub struct Pin {
     pub child: String,
     /// The checkpoint; the disk as it is now without it.
     pub checkpoint: Option<String>,
+}
+
+/// What was kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// The checkpoint's id.
+    pub checkpoint: String,
 }
 
 /// What an agent tells its worker.

@@ -147,6 +147,26 @@ impl Client {
         self.json(request.json(body).timeout(CREATE_TIMEOUT)).await
     }
 
+    /// A sprite as one file, part by part.
+    pub(crate) async fn export_sprite(&self, name: &SpriteName) -> Result<Parts> {
+        let request = self.request(Method::GET, &format!("/v1/sprites/{name}/export"))?;
+        let response = self.send(request).await?;
+        Ok(Parts { server: self.endpoint.to_string(), response })
+    }
+
+    /// Makes a sprite of such a file.
+    pub(crate) async fn import_sprite(
+        &self,
+        name: &SpriteName,
+        trust: bool,
+        archive: Body,
+    ) -> Result<Sprite> {
+        let path = format!("/v1/sprites/{name}/import?trust={trust}");
+        let request = self.request(Method::POST, &path)?;
+        let request = request.header(header::CONTENT_TYPE, "application/x-tar").body(archive);
+        self.decode(self.send(request).await?).await
+    }
+
     pub(crate) async fn undelete_sprite(
         &self,
         name: &SpriteName,
@@ -350,6 +370,22 @@ impl Client {
             error if error.is_timeout() => ClientError::Timeout { server },
             error => ClientError::Receive { server, reason: root_cause(error) },
         }
+    }
+}
+
+/// The bytes of an answer, as they come.
+pub(crate) struct Parts {
+    server: String,
+    response: Response,
+}
+
+impl Parts {
+    /// The next part; `None` at the end of a whole answer.
+    pub(crate) async fn next(&mut self) -> Result<Option<bytes::Bytes>> {
+        self.response.chunk().await.map_err(|error| ClientError::Receive {
+            server: self.server.clone(),
+            reason: root_cause(&error),
+        })
     }
 }
 

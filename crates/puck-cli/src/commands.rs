@@ -9,7 +9,9 @@ mod console;
 mod create;
 mod destroy;
 mod exec;
+mod export;
 mod fork;
+pub(crate) mod import;
 mod info;
 mod list;
 mod restart;
@@ -44,6 +46,8 @@ pub enum Commands {
     Restart(restart::Restart),
     Restore(restore::Restore),
     Fork(fork::Fork),
+    Export(export::Export),
+    Import(import::Import),
     Undelete(undelete::Undelete),
     Volume(volume::Volume),
 }
@@ -66,6 +70,8 @@ impl Commands {
             Self::Restart(command) => command.run(context).await,
             Self::Restore(command) => command.run(context).await,
             Self::Fork(command) => command.run(context).await,
+            Self::Export(command) => command.run(context).await,
+            Self::Import(command) => command.run(context).await,
             Self::Undelete(command) => command.run(context).await,
             Self::Volume(command) => command.run(context).await,
         }

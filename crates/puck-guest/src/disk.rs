@@ -8,7 +8,10 @@
 //! uses a new block device, so that I/O of an earlier mount can never reach a restored stack. A mount that fails is
 //! reported and never answered with a fresh disk.
 
-use crate::gateway::Gateway;
+use crate::{
+    check::{self, CheckError},
+    gateway::Gateway,
+};
 use async_trait::async_trait;
 use guest::{
     freeze::{self, Freezer},
@@ -81,6 +84,9 @@ pub(crate) enum DiskError {
     /// The volume to fork has no log.
     #[error("volume {0}, which is to be forked, is not in the bucket")]
     NoSource(VolumeId),
+    /// The filesystem, which somebody else wrote, was not found to be sound, so it is not mounted.
+    #[error(transparent)]
+    Check(#[from] CheckError),
     /// The ext4 did not mount; nothing on it was changed.
     #[error("mount {device}")]
     Mount {
@@ -163,13 +169,7 @@ impl Disk {
 
     /// Attaches a new block device and mounts its ext4 at [`MOUNT`].
     pub(crate) fn mount(&mut self) -> Result<(), DiskError> {
-        assert!(self.mounted.is_none(), "the owner unmounts before it mounts again");
-        self.generation += 1;
-        let directory = PathBuf::from(format!("/run/puck/device-{}", self.generation));
-        create_private(&directory)?;
-        create_private(Path::new(MOUNT))?;
-        let device = Device::attach(self.volume.clone(), &directory, self.generation)
-            .map_err(|source| DiskError::Device { action: "attach", source })?;
+        let device = self.attach()?;
         match mount_ext4(device.path()) {
             Ok(filesystem) => {
                 let syncer = Syncer::new(&filesystem).map_err(DiskError::Sync)?;
@@ -178,15 +178,34 @@ impl Disk {
             }
             Err(source) => {
                 let path = device.path().to_owned();
-                if let Err(detach) = device.detach() {
-                    error!(
-                        error = &detach as &dyn std::error::Error,
-                        "detach after a failed mount"
-                    );
-                }
+                detach_after_failure(device);
                 Err(DiskError::Mount { device: path, source })
             }
         }
+    }
+
+    /// Lets a program look at the filesystem before the kernel does, which trusts what it mounts.
+    pub(crate) fn check(&mut self) -> Result<(), DiskError> {
+        let device = self.attach()?;
+        match check::filesystem(device.path()) {
+            Ok(()) => device
+                .detach()
+                .map_err(|source| DiskError::Device { action: "detach", source }),
+            Err(error) => {
+                detach_after_failure(device);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn attach(&mut self) -> Result<Device, DiskError> {
+        assert!(self.mounted.is_none(), "the owner unmounts before it mounts again");
+        self.generation += 1;
+        let directory = PathBuf::from(format!("/run/puck/device-{}", self.generation));
+        create_private(&directory)?;
+        create_private(Path::new(MOUNT))?;
+        Device::attach(self.volume.clone(), &directory, self.generation)
+            .map_err(|source| DiskError::Device { action: "attach", source })
     }
 
     /// Unmounts the ext4, which writes back all of it, and ends the block device. Everything that used it must be gone.
@@ -316,6 +335,12 @@ impl Disk {
     pub(crate) async fn close(self) -> Result<(), DiskError> {
         assert!(self.mounted.is_none(), "the owner unmounts before it closes");
         self.volume.close().await.map_err(|source| DiskError::Volume { action: "close", source })
+    }
+}
+
+fn detach_after_failure(device: Device) {
+    if let Err(error) = device.detach() {
+        error!(error = &error as &dyn std::error::Error, "detach a device that was not mounted");
     }
 }
 

@@ -11,7 +11,9 @@ use axum::{
     http::StatusCode,
     routing::{get, post, put},
 };
-use guest::protocol::{ACTIVITY, IDENTITY, Identity, PIN, Pin, SLEEP, VOLUME, VolumeReport};
+use guest::protocol::{
+    ACTIVITY, IDENTITY, Identity, KEEP, Kept, PIN, Pin, SLEEP, VOLUME, VolumeReport,
+};
 use std::sync::Arc;
 use tokio::sync::Notify;
 use tracing::error;
@@ -35,6 +37,7 @@ pub(crate) fn router(internal: Internal) -> Router {
         .route(ACTIVITY, get(activity))
         .route(VOLUME, get(volume))
         .route(SLEEP, post(sleep))
+        .route(KEEP, post(keep))
         .route(PIN, put(pin).delete(unpin))
         .with_state(internal)
 }
@@ -81,6 +84,13 @@ async fn sleep(State(internal): State<Internal>) -> Result<StatusCode, StatusCod
         Ok(Ok(())) => Ok(StatusCode::NO_CONTENT),
         Ok(Err(error)) => Err(refuse("sleep", &error)),
         Err(error) => Err(refuse("sleep", &error)),
+    }
+}
+
+async fn keep(State(internal): State<Internal>) -> Result<Json<Kept>, StatusCode> {
+    match internal.machine.checkpoint("before an export", true).await {
+        Ok(checkpoint) => Ok(Json(Kept { checkpoint: checkpoint.id })),
+        Err(error) => Err(refuse("keep the disk", &error)),
     }
 }
 

@@ -111,6 +111,9 @@ impl Machine {
         if let Some(identity) = &boot.identity {
             disk.volume().set_durability(durability(identity));
         }
+        if boot.check {
+            tokio::task::block_in_place(|| disk.check())?;
+        }
         tokio::task::block_in_place(|| disk.mount())?;
         let identity = watch::Sender::new(boot.identity.clone());
         let inside = Mutex::new(Some(Inside { disk, container: None, browsing: None }));

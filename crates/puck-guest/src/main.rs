@@ -5,6 +5,7 @@
 
 mod api;
 mod browse;
+mod check;
 mod checkpoints;
 mod diff;
 mod disk;

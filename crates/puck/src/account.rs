@@ -11,6 +11,7 @@ mod tables;
 mod tokens;
 mod writer;
 
+use crate::archive::ArchiveKey;
 use api::{
     name::{OrgName, SpriteName},
     sprite::SpriteId,
@@ -81,6 +82,7 @@ pub(crate) struct Account {
     org_id: String,
     contents: watch::Receiver<Arc<Contents>>,
     tokens: BTreeMap<String, Hash>,
+    archive_key: ArchiveKey,
     changes: mpsc::Sender<Change>,
     closing: CancellationToken,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -164,6 +166,7 @@ impl Account {
         let org_id = tables::prepare(&mut db, &org)?;
         let token = tokens::load_or_mint(&mut db, &org, &org_id, token)?;
         let tokens = tables::tokens(&db)?;
+        let archive_key = tables::archive_key(&db)?;
         let contents = Contents::new(tables::sprites(&db)?);
         info!(organization = %org, sprites = contents.sprites.len(), ?opened, "account is open");
 
@@ -178,7 +181,9 @@ impl Account {
         let writer =
             tokio::task::spawn_blocking(move || runtime.block_on(writer.run(waiting, closed)));
         let writer = Mutex::new(Some(writer));
-        Ok((Self { org, org_id, contents: published, tokens, changes, closing, writer }, token))
+        let account =
+            Self { org, org_id, contents: published, tokens, archive_key, changes, closing, writer };
+        Ok((account, token))
     }
 
     /// The organization's name.
@@ -216,6 +221,12 @@ impl Account {
     pub(crate) fn accepts(&self, token: &Token) -> bool {
         let Some(hash) = self.tokens.get(&token.id) else { return false };
         hash.matches(token.secret()) && token.org == self.org && token.org_id == self.org_id
+    }
+
+    /// The key with which it marks archives as its own.
+    #[must_use]
+    pub(crate) fn archive_key(&self) -> &ArchiveKey {
+        &self.archive_key
     }
 
     /// Adds a sprite. Returns when the bucket has it.

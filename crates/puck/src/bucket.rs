@@ -104,6 +104,19 @@ pub(crate) enum BucketError {
     },
 }
 
+impl BucketUrl {
+    /// The same bucket, wherever it is looked at from.
+    pub(crate) fn absolute(&self) -> Self {
+        match self {
+            Self::Directory(path) => {
+                // One that cannot be found is used as it is, and says so then.
+                Self::Directory(fs::canonicalize(path).unwrap_or_else(|_| path.clone()))
+            }
+            s3 @ Self::S3 { .. } => s3.clone(),
+        }
+    }
+}
+
 /// Connects to the bucket and makes sure that a create-only write lets exactly one win.
 pub(crate) async fn open(url: &BucketUrl) -> Result<Arc<dyn ObjectStore>, BucketError> {
     let store = connect(url)?;

@@ -159,6 +159,7 @@ impl Server {
         let orchestrator = Arc::new(Orchestrator::new(
             account.clone(),
             worker,
+            self.settings.bucket.absolute().to_string(),
             address,
             idle_timeout,
             self.settings.undelete,

@@ -34,7 +34,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub(crate) use bucket::{BucketError, current, fetch, publish};
+pub(crate) use bucket::{BucketError, current, fetch, has, publish};
 pub(crate) use cache::{CACHE_DIR, Cache};
 pub(crate) use command::{BuildArgs, run};
 pub(crate) use digest::Digest;

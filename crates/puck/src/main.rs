@@ -4,6 +4,7 @@
 //! [`mod@log`], everything else to the client.
 
 mod account;
+mod archive;
 mod bucket;
 mod data;
 mod dev;
@@ -12,6 +13,7 @@ mod gateway;
 mod image;
 mod keys;
 mod log;
+mod open;
 mod orchestrator;
 mod owner;
 mod settings;
@@ -49,6 +51,7 @@ enum Command {
         log: String,
     },
     Fsck(fsck::FsckArgs),
+    Open(open::OpenArgs),
     /// Work with the base image
     Image {
         #[command(subcommand)]
@@ -95,6 +98,12 @@ fn main() -> ExitCode {
             log_to_stderr(&log).and_then(|()| block_on(dev::run(args.settings()?)))
         }
         Command::Fsck(args) => log_to_stderr("warn").and_then(|()| block_on(check(args))),
+        Command::Open(args) => {
+            match log_to_stderr("warn").and_then(|()| open::run(&arguments.client, &args)) {
+                Ok(code) => return code,
+                Err(error) => Err(error),
+            }
+        }
         Command::Image { command: ImageCommand::Build(args) } => {
             log_to_stderr(LOG_DEFAULT).and_then(|()| block_on(build_image(args)))
         }

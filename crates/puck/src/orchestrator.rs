@@ -11,6 +11,7 @@ mod fork;
 mod list;
 mod metrics;
 mod organization;
+mod portable;
 mod proxy;
 mod refusal;
 mod serve;
@@ -55,6 +56,8 @@ const WAKE_WAIT_MAX: Duration = Duration::from_secs(75);
 pub(crate) struct Orchestrator {
     account: Arc<Account>,
     worker: Worker,
+    /// The bucket's URL.
+    bucket: String,
     /// How sprites' URLs end: `ORG.DOMAIN:PORT` follows the name and a hyphen.
     authority: String,
     idle_timeout_default: Duration,
@@ -72,6 +75,7 @@ impl Orchestrator {
     pub(crate) fn new(
         account: Arc<Account>,
         worker: Worker,
+        bucket: String,
         address: SocketAddr,
         idle_timeout_default: Duration,
         undelete_window: Duration,
@@ -81,6 +85,7 @@ impl Orchestrator {
         Self {
             account,
             worker,
+            bucket,
             authority,
             idle_timeout_default,
             undelete_window,
@@ -162,7 +167,9 @@ pub(crate) fn router(orchestrator: Arc<Orchestrator>) -> Router {
     let sprite = Router::new()
         .route("/v1/sprites/{name}", get(show).put(update::update).delete(destroy::destroy))
         .route("/v1/sprites/{name}/", any(proxy::proxy))
+        .route("/v1/sprites/{name}/export", get(portable::export))
         .route("/v1/sprites/{name}/fork", post(fork::fork))
+        .route("/v1/sprites/{name}/import", post(portable::import))
         .route("/v1/sprites/{name}/undelete", post(undelete::undelete))
         .route("/v1/sprites/{name}/{*rest}", any(proxy::proxy))
         .layer(middleware::map_response(version));

@@ -13,6 +13,7 @@ mod channel;
 mod machine;
 mod marks;
 mod pool;
+mod portable;
 mod removal;
 mod site;
 mod sprite;
@@ -21,7 +22,7 @@ use crate::keys::AccountKeys;
 use api::sprite::{SpriteId, Status};
 use guest::protocol::{Identity, Limits};
 use jiff::Timestamp;
-use machine::Machine;
+use machine::{Machine, Purpose};
 use marks::Marks;
 use object_store::ObjectStore;
 use pool::Pool;
@@ -47,6 +48,7 @@ use volume::VolumeId;
 pub(crate) use agent::{Agent, AgentError};
 pub(crate) use blank::blank_volume;
 pub(crate) use machine::{BootError, Disk};
+pub(crate) use portable::{Departing, PortableError};
 pub(crate) use sprite::{Lease, WakeError};
 
 /// How many transitions may wait to be recorded. More are dropped: they are dates for people.
@@ -224,7 +226,7 @@ impl Worker {
     /// A machine on a fork, whose nearest ancestor has been told to keep what it begins with.
     pub(crate) async fn boot_fork(&self, disk: Disk) -> Result<Empty, BootError> {
         let volume = disk.volume;
-        match Machine::boot(&self.site, disk, None, &self.stop).await {
+        match Machine::boot(&self.site, disk, Purpose::New, &self.stop).await {
             Ok(machine) => Ok(Empty(machine)),
             Err(error) => {
                 self.remove_volume(volume);
@@ -321,6 +323,12 @@ impl Worker {
     pub(crate) fn agents(&self) -> Vec<(SpriteId, Agent)> {
         let sprites = self.sprites.lock().expect("no panic while held");
         sprites.iter().filter_map(|(id, sprite)| Some((*id, sprite.agent()?))).collect()
+    }
+
+    /// The agent of a sprite, if it is awake.
+    #[must_use]
+    pub(crate) fn agent(&self, id: SpriteId) -> Option<Agent> {
+        self.sprites.lock().expect("no panic while held").get(&id)?.agent()
     }
 
     /// How many machines wait in the pool.

@@ -208,6 +208,7 @@ impl Stage {
                 uid_start: 0,
                 dns: Vec::new(),
                 limits: Limits { memory_bytes: 256 << 20, pids: 200 },
+                check: false,
                 identity: None,
             },
         }

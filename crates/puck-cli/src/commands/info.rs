@@ -61,6 +61,7 @@ fn describe(sprite: &Sprite, now: Timestamp) -> String {
         ("Organization", sprite.organization.clone()),
         ("Id", sprite.id.clone()),
         ("Isolation", sprite.isolation.clone()),
+        ("Disk", sprite.disk_url.clone().unwrap_or_else(|| "-".into())),
         ("Sleeps after", format!("{} s", sprite.idle_timeout_seconds)),
         ("Durability", sprite.durability.to_string()),
         ("Created", output::time(sprite.created_at, now)),

@@ -1,6 +1,7 @@
 //! The account's tables: schema and every query.
 
 use super::{AccountError, SpriteRecord, database, tokens::Hash};
+use crate::archive::ArchiveKey;
 use api::{
     name::{OrgName, SpriteName},
     sprite::{SpriteId, UrlSettings},
@@ -15,7 +16,7 @@ use std::{collections::BTreeMap, str::FromStr};
 
 /// How the schema came to be, step by step; `user_version` says how many of them a database has seen. A step that was released
 /// never changes. Times are microseconds since 1970; lists and maps are JSON, since nothing is ever searched in them.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     "
 create table organization (
     name text not null primary key,
@@ -70,6 +71,11 @@ drop table sprite;
 alter table sprite_by_id rename to sprite;
 create unique index sprite_name on sprite (name) where destroyed_at is null;
 ",
+    // With what an account marks the archives that it writes.
+    "
+alter table organization add column archive_key blob;
+update organization set archive_key = randomblob(32);
+",
 ];
 
 /// Makes the tables where there are none, and returns the organization's short id.
@@ -88,9 +94,10 @@ pub(super) fn prepare(db: &mut Connection, org: &OrgName) -> Result<String, Acco
         transaction.pragma_update(None, "user_version", known)?;
         if seen == 0 {
             let id = super::tokens::random_org_id();
+            let archive_key: [u8; 32] = rand::random();
             transaction.execute(
-                "insert into organization (name, id) values (?, ?)",
-                params![org.as_str(), id],
+                "insert into organization (name, id, archive_key) values (?, ?, ?)",
+                params![org.as_str(), id, archive_key],
             )?;
         }
         let named = transaction.query_row("select name, id from organization", [], |row| {
@@ -101,6 +108,13 @@ pub(super) fn prepare(db: &mut Connection, org: &OrgName) -> Result<String, Acco
     };
     let (name, id) = organization().map_err(|error| database("write", error))?;
     if name == org.as_str() { Ok(id) } else { Err(AccountError::WrongOrganization(name)) }
+}
+
+/// The key of the archives.
+pub(super) fn archive_key(db: &Connection) -> Result<ArchiveKey, AccountError> {
+    db.query_row("select archive_key from organization", [], |row| row.get(0))
+        .map(ArchiveKey)
+        .map_err(|error| database("read", error))
 }
 
 /// Every token's hash, by id.

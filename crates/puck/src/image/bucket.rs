@@ -102,6 +102,14 @@ pub(crate) async fn current(store: &dyn ObjectStore) -> Result<Option<Digest>, B
     text.trim().parse().map(Some).map_err(|_| BucketError::Pointer)
 }
 
+/// Whether the bucket has an image.
+///
+/// # Errors
+/// When the bucket does not answer.
+pub(crate) async fn has(store: &dyn ObjectStore, digest: &Digest) -> Result<bool, BucketError> {
+    exists(store, &image_key(digest)).await
+}
+
 /// Gives the file of an image in `directory`, copying it from the bucket if it is not there. The copy is hashed before it gets
 /// its name, so a file that is there needs no second look.
 ///

@@ -15,6 +15,7 @@ pub(super) const PACKAGES: &[&str] = &[
     "ca-certificates",
     "coreutils",
     "curl",
+    "e2fsprogs",
     "git",
     "iproute2",
     "iputils-ping",

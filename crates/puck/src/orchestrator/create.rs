@@ -3,6 +3,7 @@
 use super::{BODY_BYTES_MAX, Orchestrator, Refusal, refusal, update, view};
 use crate::{
     account::{AccountError, SpriteRecord},
+    archive::Manifest,
     worker::Empty,
 };
 use api::{
@@ -70,9 +71,33 @@ impl Draft {
         }
     }
 
+    /// A sprite with the settings that an archive has.
+    pub(super) fn of_archive(
+        orchestrator: &Orchestrator,
+        name: SpriteName,
+        manifest: &Manifest,
+    ) -> Result<Self, Refusal> {
+        let asked = CreateSprite {
+            labels: Some(manifest.labels.clone()),
+            environment: Some(manifest.environment.clone()),
+            idle_timeout_seconds: Some(manifest.idle_timeout_seconds),
+            durability: Some(manifest.durability.to_string()),
+            ..CreateSprite::default()
+        };
+        Self::check(orchestrator, name, asked)
+    }
+
     fn parse(orchestrator: &Orchestrator, body: &axum::body::Bytes) -> Result<Self, Refusal> {
         let asked: CreateSprite = refusal::parse(body)?;
         let name = asked.name.as_deref().unwrap_or_default().parse()?;
+        Self::check(orchestrator, name, asked)
+    }
+
+    fn check(
+        orchestrator: &Orchestrator,
+        name: SpriteName,
+        asked: CreateSprite,
+    ) -> Result<Self, Refusal> {
         let mut errors = Vec::new();
         let mut url_settings = UrlSettings::default();
         if let Some(settings) = &asked.url_settings {

@@ -43,9 +43,14 @@ impl Refusal {
 
     /// The server cannot at the moment; the same call may succeed later.
     pub(super) fn unavailable(reason: &dyn std::error::Error) -> Self {
-        let mut refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(reason));
+        let mut refusal = Self::explained(StatusCode::SERVICE_UNAVAILABLE, reason);
         refusal.body.retry_after_seconds = Some(RETRY_AFTER_SECONDS);
         refusal
+    }
+
+    /// An error with its causes.
+    pub(super) fn explained(status: StatusCode, reason: &dyn std::error::Error) -> Self {
+        Self::new(status, chain(reason))
     }
 
     pub(super) fn status(&self) -> StatusCode {

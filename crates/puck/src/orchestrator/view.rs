@@ -23,6 +23,7 @@ pub(super) fn sprite(orchestrator: &Orchestrator, record: &SpriteRecord) -> Spri
         environment: record.environment.clone(),
         idle_timeout_seconds: record.idle_timeout_seconds,
         durability: record.durability,
+        disk_url: Some(format!("{}#{}", orchestrator.bucket, record.name)),
         isolation: ISOLATION.to_owned(),
         created_at: record.created_at,
         updated_at: record.updated_at,

@@ -2,7 +2,9 @@
 
 use super::channel::Channel;
 use bytes::Bytes;
-use guest::protocol::{IDENTITY, Identity, PIN, Pin, SLEEP, VOLUME, VolumeReport};
+use guest::protocol::{
+    IDENTITY, Identity, KEEP, Kept, PIN, Pin, SLEEP, VOLUME, VolumeReport,
+};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::{
@@ -10,6 +12,7 @@ use hyper::{
     client::conn::http1,
 };
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use std::{io, sync::Arc, time::Duration};
 use tokio::net::UnixStream;
 use tracing::debug;
@@ -30,6 +33,9 @@ const PIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long an agent may take to say how its disk is doing: a scrape waits for the slowest.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long an agent may take to keep its disk. A guest that does not answer is told without.
+const KEEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The longest report.
 const REPORT_BYTES_MAX: usize = 64 << 10;
@@ -146,9 +152,25 @@ impl Agent {
         self.internal("the end of a pin", Method::DELETE, PIN, body, PIN_TIMEOUT).await
     }
 
+    /// Keeps the disk as it is now as an automatic checkpoint; nothing if the agent does not do so in time.
+    pub(crate) async fn keep(&self) -> Option<Kept> {
+        self.report(Method::POST, KEEP, KEEP_TIMEOUT).await
+    }
+
     /// How the disk is doing; nothing if the agent does not say so in time.
     pub(crate) async fn volume_report(&self) -> Option<VolumeReport> {
-        let request = Request::get(VOLUME)
+        self.report(Method::GET, VOLUME, REPORT_TIMEOUT).await
+    }
+
+    async fn report<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        timeout: Duration,
+    ) -> Option<T> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             .header(header::HOST, "agent")
             .body(Empty::<Bytes>::new())
             .expect("the parts are constants");
@@ -157,7 +179,7 @@ impl Agent {
             let body = Limited::new(response.into_body(), REPORT_BYTES_MAX).collect().await.ok()?;
             serde_json::from_slice(&body.to_bytes()).ok()
         };
-        tokio::time::timeout(REPORT_TIMEOUT, asking).await.ok().flatten()
+        tokio::time::timeout(timeout, asking).await.ok().flatten()
     }
 
     async fn internal(

@@ -23,6 +23,9 @@ use volume::VolumeId;
 /// How long a machine may take from its boot until it is ready, apart from waiting for its turn.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long it may take when it checks its filesystem first.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
 /// The disk and the sprite of a machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Disk {
@@ -32,6 +35,17 @@ pub(crate) struct Disk {
     pub(crate) ancestors: Vec<VolumeId>,
     /// The digest of the base image.
     pub(crate) image: String,
+}
+
+/// What a machine is booted for.
+#[derive(Debug)]
+pub(super) enum Purpose {
+    /// A new sprite, on a disk that is forked for it.
+    New,
+    /// A new sprite, on a disk that is in the bucket, and is checked first if nobody vouches for it.
+    Imported { check: bool },
+    /// A sprite that wakes.
+    Wake(Identity),
 }
 
 /// A machine that is ready.
@@ -82,8 +96,8 @@ pub(crate) enum BootError {
     #[error("the guest agent ended early ({0:?})")]
     Died(Ended),
     /// It took too long.
-    #[error("the machine was not ready within {READY_TIMEOUT:?}")]
-    Silent,
+    #[error("the machine was not ready within {0:?}")]
+    Silent(Duration),
     /// It is not wanted any more.
     #[error("the machine is not wanted any more")]
     Cancelled,
@@ -96,7 +110,7 @@ impl Machine {
     pub(super) async fn boot(
         site: &Arc<Site>,
         disk: Disk,
-        identity: Option<Identity>,
+        purpose: Purpose,
         cancel: &CancellationToken,
     ) -> Result<Self, BootError> {
         let _turn = tokio::select! {
@@ -106,7 +120,7 @@ impl Machine {
         let base = site.base_image(&disk.image).await?;
         let fresh = site.unsettled.add(disk.volume).map_err(BootError::Local)?;
         let volume = disk.volume;
-        let booted = Self::start(site, disk, base, identity, cancel).await;
+        let booted = Self::start(site, disk, base, purpose, cancel).await;
         if booted.is_err() && fresh {
             // Nobody can have flushed anything to a disk whose machine never was ready.
             site.unsettled.remove(volume);
@@ -118,13 +132,15 @@ impl Machine {
         site: &Arc<Site>,
         disk: Disk,
         base: std::path::PathBuf,
-        identity: Option<Identity>,
+        purpose: Purpose,
         cancel: &CancellationToken,
     ) -> Result<Self, BootError> {
         let name = next_name();
-        let data = match &identity {
-            Some(_) => site.volume_directory(disk.volume),
-            None => site.pooled_directory(disk.volume),
+        let (is_new, check) =
+            (matches!(purpose, Purpose::New), matches!(purpose, Purpose::Imported { check: true }));
+        let (data, identity) = match purpose {
+            Purpose::Wake(identity) => (site.volume_directory(disk.volume), Some(identity)),
+            Purpose::New | Purpose::Imported { .. } => (site.pooled_directory(disk.volume), None),
         };
         crate::data::create_private(&data).map_err(BootError::Local)?;
         let channel = site.host.channel(&name).map_err(BootError::Host)?;
@@ -137,7 +153,7 @@ impl Machine {
         let boot = Boot {
             volume: disk.volume.to_string(),
             // Only a new disk is forked: for a sprite's, a log that is missing is an error and never a fresh disk.
-            fork_of: disk.ancestors.first().filter(|_| identity.is_none()).map(|source| {
+            fork_of: disk.ancestors.first().filter(|_| is_new).map(|source| {
                 let id = source.to_string();
                 if *source == site.blank { Source::Blank(id) } else { Source::Pinned(id) }
             }),
@@ -147,6 +163,7 @@ impl Machine {
             uid_start: 0,
             dns: site.dns.clone(),
             limits: site.limits,
+            check,
             identity,
         };
         let spec = MachineSpec { name: name.clone(), data, base, boot };
@@ -161,7 +178,7 @@ impl Machine {
         let mut machine = Self { disk, agent, events, ended, kill, _kill_on_drop: guard };
         let ready = tokio::select! {
             () = cancel.cancelled() => Err(BootError::Cancelled),
-            ready = machine.ready() => ready,
+            ready = machine.ready(if check { CHECK_TIMEOUT } else { READY_TIMEOUT }) => ready,
         };
         match ready {
             Ok(()) => Ok(machine),
@@ -211,8 +228,8 @@ impl Machine {
         self.ended().await;
     }
 
-    async fn ready(&mut self) -> Result<(), BootError> {
-        let waited = tokio::time::timeout(READY_TIMEOUT, async {
+    async fn ready(&mut self, timeout: Duration) -> Result<(), BootError> {
+        let waited = tokio::time::timeout(timeout, async {
             loop {
                 tokio::select! {
                     // An agent that reports why it fails ends right after, so its words come first.
@@ -229,7 +246,7 @@ impl Machine {
                 }
             }
         });
-        waited.await.unwrap_or(Err(BootError::Silent))
+        waited.await.unwrap_or(Err(BootError::Silent(timeout)))
     }
 }
 

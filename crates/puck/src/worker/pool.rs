@@ -4,7 +4,7 @@
 //! up, the task tries again with growing pauses and says why once.
 
 use super::{
-    machine::{Disk, Machine},
+    machine::{Disk, Machine, Purpose},
     site::Site,
 };
 use base::backoff::Backoff;
@@ -126,7 +126,7 @@ impl Pool {
 async fn boot_fresh(site: &Arc<Site>, stop: &CancellationToken) -> Option<Machine> {
     let disk = fresh_disk(site);
     let volume = disk.volume;
-    match Machine::boot(site, disk, None, stop).await {
+    match Machine::boot(site, disk, Purpose::New, stop).await {
         Ok(machine) => Some(machine),
         Err(error) => {
             if !stop.is_cancelled() {

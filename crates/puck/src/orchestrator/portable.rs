@@ -1,0 +1,171 @@
+//! `GET /v1/sprites/{name}/export` and `POST /v1/sprites/{name}/import`: a sprite as one file.
+//!
+//! Neither needs the sprite's own agent. One that is awake keeps a checkpoint first, so that the filesystem in the archive is
+//! whole; one that does not answer is told as the bucket has it.
+
+use super::{
+    Orchestrator, Refusal,
+    create::{Draft, Reserved},
+    disk, view,
+};
+use crate::{
+    account::SpriteRecord,
+    archive::{Manifest, Origin},
+    worker::PortableError,
+};
+use api::{name::SpriteName, query::Query};
+use axum::{
+    body::{Body, Bytes},
+    extract::{RawQuery, State},
+    http::{StatusCode, Uri, header},
+    response::{IntoResponse, Json, Response},
+};
+use futures::{StreamExt, TryStreamExt};
+use std::{
+    io::{self, Write},
+    sync::Arc,
+};
+use tokio::{runtime::Handle, sync::mpsc};
+use tokio_util::io::{StreamReader, SyncIoBridge};
+use tracing::{info, warn};
+
+/// What is written is passed on in parts of this length.
+const PART_BYTES: usize = 256 << 10;
+
+/// So many parts wait for a client that reads slowly.
+const PARTS_WAITING_MAX: usize = 8;
+
+pub(super) async fn export(
+    State(orchestrator): State<Arc<Orchestrator>>,
+    uri: Uri,
+) -> Result<Response, Refusal> {
+    let record = orchestrator.find(&uri)?;
+    let live = orchestrator.keep(&record).await;
+    let departing = orchestrator.worker.export(&disk(&record), live).await?;
+    let manifest = Manifest::new(&record, departing.contents().clone());
+    let key = orchestrator.account.archive_key().clone();
+    let (parts, mut waiting) = mpsc::channel(PARTS_WAITING_MAX);
+    let runtime = Handle::current();
+    tokio::task::spawn_blocking(move || {
+        let out = Parts { parts: parts.clone(), part: Vec::with_capacity(PART_BYTES) };
+        if let Err(error) = departing.write(&runtime, out, Some(key), &manifest) {
+            let failure = &error as &dyn std::error::Error;
+            warn!(sprite = manifest.name, error = failure, "an export ends early");
+            // The client must not take what it has for the whole. It may have gone, too.
+            let _ = parts.blocking_send(Err(io::Error::other("the export failed")));
+        }
+    });
+    let body = futures::stream::poll_fn(move |context| waiting.poll_recv(context));
+    let file = format!("attachment; filename=\"{}.tar\"", record.name);
+    let headers =
+        [(header::CONTENT_TYPE, "application/x-tar"), (header::CONTENT_DISPOSITION, &file)];
+    Ok((headers, Body::from_stream(body)).into_response())
+}
+
+pub(super) async fn import(
+    State(orchestrator): State<Arc<Orchestrator>>,
+    RawQuery(query): RawQuery,
+    uri: Uri,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let query = Query::parse(query.as_deref().unwrap_or_default())
+        .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))?;
+    // The caller vouches for what another account wrote.
+    let trust = query.flag("trust");
+    let name = super::name(&uri).ok_or_else(Refusal::no_sprite)?;
+    // A caller that goes away must not leave half a sprite.
+    let work = orchestrator.clone();
+    let imported =
+        orchestrator.tasks.spawn(async move { work.import(name, trust, body).await }).await;
+    let record = imported.map_err(|error| Refusal::unavailable(&error))??;
+    Ok((StatusCode::CREATED, Json(view::sprite(&orchestrator, &record))).into_response())
+}
+
+impl Orchestrator {
+    /// Keeps the disk of a sprite that is awake as a checkpoint. `None`: what the bucket has is all that can be told.
+    async fn keep(&self, record: &SpriteRecord) -> Option<String> {
+        let agent = self.worker.agent(record.id)?;
+        let kept = agent.keep().await;
+        if kept.is_none() {
+            warn!(sprite = %record.name, "the guest does not keep a checkpoint; the export is what the bucket has");
+        }
+        kept.map(|kept| kept.checkpoint)
+    }
+
+    async fn import(
+        self: Arc<Self>,
+        name: SpriteName,
+        trust: bool,
+        body: Body,
+    ) -> Result<Arc<SpriteRecord>, Refusal> {
+        let _reserved = Reserved::new(&self, &name)?;
+        let stop = self.stop.clone();
+        let parts = body
+            .into_data_stream()
+            .map_err(io::Error::other)
+            .take_until(async move { stop.cancelled().await });
+        let input = SyncIoBridge::new(StreamReader::new(parts.boxed()));
+        let approver = self.clone();
+        let approve = move |manifest: &Manifest, origin| {
+            if origin == Origin::Elsewhere && !trust {
+                return Err(Refusal::new(
+                    StatusCode::FORBIDDEN,
+                    "this account did not write the archive, and a made-up disk can attack the host that mounts it: \
+                     import it with --trust if you trust whoever wrote it",
+                ));
+            }
+            Draft::of_archive(&approver, name, manifest)
+        };
+        let key = self.account.archive_key().clone();
+        let (draft, empty) = self.worker.import(input, key, approve).await?;
+        let record = self.settle(draft, empty).await?;
+        info!(sprite = %record.name, trust, "sprite imported");
+        Ok(record)
+    }
+}
+
+/// Passes what is written on to a body.
+struct Parts {
+    parts: mpsc::Sender<io::Result<Bytes>>,
+    part: Vec<u8>,
+}
+
+impl Write for Parts {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.part.extend_from_slice(bytes);
+        if self.part.len() >= PART_BYTES {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.part.is_empty() {
+            return Ok(());
+        }
+        let part = std::mem::replace(&mut self.part, Vec::with_capacity(PART_BYTES));
+        let sent = self.parts.blocking_send(Ok(part.into()));
+        sent.map_err(|_gone| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl From<PortableError> for Refusal {
+    fn from(error: PortableError) -> Self {
+        use crate::{archive::ArchiveError, worker::BootError};
+        use volume::ErrorKind;
+        let status = match &error {
+            PortableError::Archive(ArchiveError::Io(..)) => StatusCode::SERVICE_UNAVAILABLE,
+            PortableError::Archive(_) => StatusCode::BAD_REQUEST,
+            PortableError::Volume { action: "make", source }
+                if matches!(source.kind(), ErrorKind::Invalid | ErrorKind::Corrupt) =>
+            {
+                StatusCode::BAD_REQUEST
+            }
+            PortableError::NoImage(_) | PortableError::Nothing => StatusCode::CONFLICT,
+            PortableError::Boot(BootError::Failed(_)) => StatusCode::UNPROCESSABLE_ENTITY,
+            PortableError::Boot(boot) => return Self::from(boot),
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::explained(status, &error)
+    }
+}
