@@ -37,7 +37,9 @@ const SAID_BYTES_MAX: usize = 2000;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CheckError {
     /// The base image cannot check.
-    #[error("the base image has no {PROGRAM}, so the filesystem cannot be checked: take a newer image")]
+    #[error(
+        "the base image has no {PROGRAM}, so the filesystem cannot be checked: take a newer image"
+    )]
     NoProgram,
     /// The program did not run.
     #[error("run e2fsck")]
@@ -54,7 +56,7 @@ pub(crate) fn filesystem(device: &Path) -> Result<(), CheckError> {
         return Err(CheckError::NoProgram);
     }
     give(device, NOBODY).map_err(CheckError::Run)?;
-    let checked = e2fsck(base, device, &["-E", "journal_only"], true)
+    let checked = e2fsck(base, device, &["-p", "-E", "journal_only"], true)
         .and_then(|()| e2fsck(base, device, &["-f", "-n"], false));
     give(device, 0).map_err(CheckError::Run)?;
     checked.inspect(|()| info!(device = %device.display(), "the filesystem is sound"))
@@ -65,7 +67,12 @@ fn give(device: &Path, user: u32) -> io::Result<()> {
 }
 
 /// Runs the program. Its status 1 means that it has changed something, which only a replay may.
-fn e2fsck(base: &Path, device: &Path, options: &[&str], may_change: bool) -> Result<(), CheckError> {
+fn e2fsck(
+    base: &Path,
+    device: &Path,
+    options: &[&str],
+    may_change: bool,
+) -> Result<(), CheckError> {
     let (directory, loader) = LOADER;
     let libraries: PathBuf = base.join(directory);
     let mut program = Command::new(libraries.join(loader));

@@ -188,9 +188,9 @@ impl Disk {
     pub(crate) fn check(&mut self) -> Result<(), DiskError> {
         let device = self.attach()?;
         match check::filesystem(device.path()) {
-            Ok(()) => device
-                .detach()
-                .map_err(|source| DiskError::Device { action: "detach", source }),
+            Ok(()) => {
+                device.detach().map_err(|source| DiskError::Device { action: "detach", source })
+            }
             Err(error) => {
                 detach_after_failure(device);
                 Err(error.into())

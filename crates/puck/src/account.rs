@@ -181,8 +181,16 @@ impl Account {
         let writer =
             tokio::task::spawn_blocking(move || runtime.block_on(writer.run(waiting, closed)));
         let writer = Mutex::new(Some(writer));
-        let account =
-            Self { org, org_id, contents: published, tokens, archive_key, changes, closing, writer };
+        let account = Self {
+            org,
+            org_id,
+            contents: published,
+            tokens,
+            archive_key,
+            changes,
+            closing,
+            writer,
+        };
         Ok((account, token))
     }
 

@@ -195,8 +195,7 @@ impl<W: Write> Writer<W> {
         key: Option<ArchiveKey>,
         manifest: &Manifest,
     ) -> Result<Self, ArchiveError> {
-        let mut writer =
-            Self { tar: tar::Builder::new(out), sum: Sum::default(), key, rows: 0 };
+        let mut writer = Self { tar: tar::Builder::new(out), sum: Sum::default(), key, rows: 0 };
         let text = serde_json::to_vec(manifest).expect("a manifest is always JSON");
         writer.member(MANIFEST, &text)?;
         writer.seal(FRONT_SEAL)?;
@@ -255,8 +254,7 @@ impl<'a, R: Read> Reader<'a, R> {
         tar: &'a mut tar::Archive<R>,
         key: &'a ArchiveKey,
     ) -> Result<(Self, Manifest), ArchiveError> {
-        let entries =
-            tar.entries().map_err(|error| ArchiveError::Io("read", error))?.raw(true);
+        let entries = tar.entries().map_err(|error| ArchiveError::Io("read", error))?.raw(true);
         let mut reader =
             Self { entries, sum: Sum::default(), key, origin: Origin::Elsewhere, rows: 0 };
         // Anything else than an archive fails here, at the header of a first member or at its name.

@@ -119,7 +119,10 @@ mod tests {
     #[test]
     fn a_url_names_a_bucket_and_a_sprite() {
         let parsed: SpriteUrl = "s3://name/a/b#web".parse().unwrap();
-        assert_eq!((parsed.bucket.to_string(), parsed.sprite.as_str()), ("s3://name/a/b".into(), "web"));
+        assert_eq!(
+            (parsed.bucket.to_string(), parsed.sprite.as_str()),
+            ("s3://name/a/b".into(), "web")
+        );
         assert!("/x#y/bucket#web-1".parse::<SpriteUrl>().is_ok(), "a directory may have a #");
         for bad in ["s3://name/web", "s3://name#", "s3://name#We b", "#web", "http://x#web"] {
             assert!(bad.parse::<SpriteUrl>().is_err(), "{bad}");

@@ -12,7 +12,9 @@ use std::{
 /// The file holds the sprite's data as it is, not encrypted. The sprite goes on meanwhile. `puck import` makes a sprite of the file,
 /// here or elsewhere.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  puck export web web.tar\n  puck export web - | ssh host puck import - web")]
+#[command(
+    after_help = "Examples:\n  puck export web web.tar\n  puck export web - | ssh host puck import - web"
+)]
 pub struct Export {
     /// The sprite
     sprite: String,

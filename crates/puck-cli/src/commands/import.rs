@@ -1,6 +1,6 @@
 //! `puck import`: a sprite of one file.
 
-use crate::{context::Context, exit::Exit, output, spinner};
+use crate::{client::ClientError, context::Context, exit::Exit, output, spinner};
 use anyhow::Context as _;
 use api::name::SpriteName;
 use reqwest::Body;
@@ -19,7 +19,9 @@ const PARTS_WAITING_MAX: usize = 8;
 /// The server knows the files that it wrote itself. The disk in any other file may be made up, and one that is made up well can attack the
 /// host that mounts it; so the server takes it only with --trust, and checks the filesystem first.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  puck import web.tar web-again\n  puck import theirs.tar web --trust")]
+#[command(
+    after_help = "Examples:\n  puck import web.tar web-again\n  puck import theirs.tar web --trust"
+)]
 pub struct Import {
     /// The file; - is standard input
     file: PathBuf,
@@ -73,6 +75,9 @@ pub(crate) async fn send(
             writing.await.context("read the archive")??;
             output::line(&sprite.name)?;
             Ok(Exit::SUCCESS)
+        }
+        Err(error @ ClientError::Refused(_)) => {
+            Err(error).with_context(|| format!("import {name}"))
         }
         Err(error) => {
             // If the archive is what failed, that says more than that the server did not get it.

@@ -118,7 +118,10 @@ fn members_that_may_not_come_are_refused_by_name() {
     ] {
         let bytes = [start, &member(name, b"x", kind)].concat();
         let error = read(&bytes).expect_err(name);
-        assert!(matches!(&error, ArchiveError::Member { found, .. } if found == name), "{name}: {error}");
+        assert!(
+            matches!(&error, ArchiveError::Member { found, .. } if found == name),
+            "{name}: {error}"
+        );
     }
     let other = member("hello", b"x", tar::EntryType::Regular);
     for foreign in [&b""[..], b"hello", &[0; 4096], &[0xff; 4096], &other] {

@@ -20,10 +20,12 @@ use axum::{
     http::{StatusCode, Uri, header},
     response::{IntoResponse, Json, Response},
 };
-use futures::{StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use std::{
     io::{self, Write},
+    pin::pin,
     sync::Arc,
+    time::Duration,
 };
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_util::io::{StreamReader, SyncIoBridge};
@@ -34,6 +36,9 @@ const PART_BYTES: usize = 256 << 10;
 
 /// So many parts wait for a client that reads slowly.
 const PARTS_WAITING_MAX: usize = 8;
+
+/// How long the rest of a refused archive is read.
+const DROP_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn export(
     State(orchestrator): State<Arc<Orchestrator>>,
@@ -99,12 +104,7 @@ impl Orchestrator {
         body: Body,
     ) -> Result<Arc<SpriteRecord>, Refusal> {
         let _reserved = Reserved::new(&self, &name)?;
-        let stop = self.stop.clone();
-        let parts = body
-            .into_data_stream()
-            .map_err(io::Error::other)
-            .take_until(async move { stop.cancelled().await });
-        let input = SyncIoBridge::new(StreamReader::new(parts.boxed()));
+        let input = SyncIoBridge::new(StreamReader::new(self.parts(body)));
         let approver = self.clone();
         let approve = move |manifest: &Manifest, origin| {
             if origin == Origin::Elsewhere && !trust {
@@ -121,6 +121,29 @@ impl Orchestrator {
         let record = self.settle(draft, empty).await?;
         info!(sprite = %record.name, trust, "sprite imported");
         Ok(record)
+    }
+}
+
+impl Orchestrator {
+    /// The parts of a body as they come. When nobody wants them any more, the rest is read for a while and dropped: a client that is
+    /// cut off while it sends may not see the answer that says why.
+    fn parts(&self, body: Body) -> impl Stream<Item = io::Result<Bytes>> + Unpin + 'static {
+        let (parts, mut waiting) = mpsc::channel(PARTS_WAITING_MAX);
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let coming = body.into_data_stream().map_err(io::Error::other);
+            let mut coming = pin!(coming.take_until(stop.cancelled()));
+            while let Some(part) = coming.next().await {
+                if parts.send(part).await.is_err() {
+                    let rest = coming.take_while(|part| std::future::ready(part.is_ok()));
+                    let dropped = rest.for_each(|_| std::future::ready(()));
+                    // Out of patience: the connection is closed.
+                    let _ = tokio::time::timeout(DROP_TIMEOUT, dropped).await;
+                    return;
+                }
+            }
+        });
+        futures::stream::poll_fn(move |task| waiting.poll_recv(task))
     }
 }
 

@@ -2,9 +2,7 @@
 
 use super::channel::Channel;
 use bytes::Bytes;
-use guest::protocol::{
-    IDENTITY, Identity, KEEP, Kept, PIN, Pin, SLEEP, VOLUME, VolumeReport,
-};
+use guest::protocol::{IDENTITY, Identity, KEEP, Kept, PIN, Pin, SLEEP, VOLUME, VolumeReport};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::{

@@ -233,8 +233,8 @@ impl Arrival {
         let approved = approve(&manifest, origin)?;
         self.find_image(&manifest.image)?;
         let Self { map, keys, store, volume, runtime } = self;
-        let mut import =
-            Import::begin(map, *volume, &manifest.disk, store.clone(), keys.clone()).map_err(make)?;
+        let mut import = Import::begin(map, *volume, &manifest.disk, store.clone(), keys.clone())
+            .map_err(make)?;
         loop {
             let taken = match reader.piece() {
                 Ok(Some(piece)) => import.piece(runtime, piece).map_err(make),

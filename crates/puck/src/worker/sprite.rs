@@ -290,7 +290,9 @@ impl Task {
 
     async fn wake(&mut self, identity: Identity) -> Result<(), WakeError> {
         let begin = Instant::now();
-        match Machine::boot(&self.site, self.disk.clone(), Purpose::Wake(identity), &self.doomed).await {
+        match Machine::boot(&self.site, self.disk.clone(), Purpose::Wake(identity), &self.doomed)
+            .await
+        {
             Ok(machine) => {
                 info!(volume = %self.disk.volume, milliseconds = begin.elapsed().as_millis(), "sprite woke");
                 self.awake.send_replace(Some(machine.agent().clone()));

@@ -2,7 +2,7 @@
 
 use super::{Export, Import, Piece};
 use crate::{
-    Contents, Depth, Error, ErrorKind, Keys, Volume, VolumeId, SecretKey, fork_pinned, fsck,
+    Contents, Depth, Error, ErrorKind, Keys, SecretKey, Volume, VolumeId, fork_pinned, fsck,
     testing::world::{Place, World, is_zero, noise, read, view},
 };
 use bytes::Bytes;
