@@ -72,7 +72,7 @@ impl Server {
         let wraps = Wraps::new(store.clone(), org, masters);
         // Before anything is changed: a server whose key does not fit leaves no trace.
         let Some(looked) = unless(&self.stop, wraps.look()).await else { return Ok(()) };
-        let looked = looked?;
+        looked?;
         bucket::bind(&store, self.data.root()).await?;
         let claim = Claim {
             node: self.node.clone(),
@@ -81,7 +81,7 @@ impl Server {
             unsettled: !self.is_settled(),
         };
         let ownership = claim.take(store.clone()).await?;
-        let outcome = match wraps.settle(looked).await {
+        let outcome = match wraps.settle().await {
             Ok(keys) => self.start(&store, keys, ownership.epoch(), listener).await,
             Err(error) => Err(error.into()),
         };

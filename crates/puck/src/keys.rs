@@ -10,7 +10,7 @@
 //! wrap is plain for good. So another master key takes a new wrap and rewrites nothing else.
 //!
 //! [`Wraps::look`] says which it is and changes nothing, so that a server whose key does not fit can refuse before it has
-//! changed anything. [`Wraps::settle`] then makes what is missing.
+//! changed anything. [`Wraps::settle`] looks again, once the server owns the bucket, and makes what is missing.
 
 mod file;
 
@@ -196,7 +196,8 @@ impl Wraps {
     }
 
     /// Makes a new account's key, and wraps an old one for the first of the master keys. Only for the owner of the bucket.
-    pub(crate) async fn settle(&self, looked: Looked) -> Result<AccountKeys, KeysError> {
+    pub(crate) async fn settle(&self) -> Result<AccountKeys, KeysError> {
+        let looked = self.look().await?;
         let Some(masters) = &self.masters else { return Ok(looked.into_keys()) };
         let first = masters.first();
         let key = match looked {
@@ -220,11 +221,10 @@ impl Wraps {
     /// Removes the wraps for master keys that the file does not hold, once the first of those that it holds has one. Returns
     /// which.
     pub(crate) async fn retire(&self) -> Result<BTreeSet<KeyId>, KeysError> {
-        let looked = self.look().await?;
-        let (Some(masters), Looked::Encrypted { .. }) = (&self.masters, &looked) else {
+        let (Some(masters), Looked::Encrypted { .. }) = (&self.masters, self.look().await?) else {
             return Err(KeysError::Plain(self.org.clone()));
         };
-        self.settle(looked).await?;
+        self.settle().await?;
         self.unwrap(masters.first()).await?;
         let held: BTreeSet<KeyId> = masters.iter().map(MasterKey::id).collect();
         let retired: BTreeSet<KeyId> = self.list().await?.difference(&held).copied().collect();

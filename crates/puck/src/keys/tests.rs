@@ -23,8 +23,7 @@ fn wraps(bucket: &Arc<dyn ObjectStore>, lines: &[&str]) -> Wraps {
 }
 
 async fn open(bucket: &Arc<dyn ObjectStore>, lines: &[&str]) -> Result<AccountKeys, KeysError> {
-    let wraps = wraps(bucket, lines);
-    wraps.settle(wraps.look().await?).await
+    wraps(bucket, lines).settle().await
 }
 
 /// What tells the keys of two accounts apart.
@@ -99,6 +98,21 @@ async fn a_key_that_does_not_fit_is_refused_with_the_fix_and_changes_nothing() {
         assert_eq!(keys(bucket).await, before);
     }
     assert!(matches!(wraps(&plain, &[]).retire().await, Err(KeysError::Plain(_))));
+}
+
+#[tokio::test]
+async fn an_account_that_another_server_made_since_the_first_look_is_looked_at_again() {
+    let (bucket, one, two) = (bucket(), generate(), generate());
+    let (late, plain) = (wraps(&bucket, &[&one]), self::bucket());
+    let later = wraps(&plain, &[&one]);
+    assert!(matches!(late.look().await, Ok(Looked::New)));
+    assert!(matches!(later.look().await, Ok(Looked::New)));
+    open(&bucket, &[&two]).await.expect("a new account");
+    write_log(&plain).await;
+    let before = keys(&bucket).await;
+    assert!(matches!(late.settle().await, Err(KeysError::Unknown { .. })));
+    assert!(matches!(later.settle().await, Err(KeysError::Plain(_))));
+    assert_eq!((keys(&bucket).await, keys(&plain).await.len()), (before, 1));
 }
 
 #[tokio::test]
