@@ -12,6 +12,7 @@ import pytest
 
 import craft
 from puck_server import Server
+from test_encryption import keys  # noqa: F401
 from test_sleep import connect, status
 from wire import call
 
@@ -196,6 +197,28 @@ def test_a_sprite_is_opened_out_of_another_bucket_which_stays_as_it_is(servers, 
     assert missing.returncode and "no sprite is named nobody" in missing.stderr
     second.stop()
     assert objects(first) == before, "the source is only read"
+
+
+def test_a_plain_sprite_moves_to_an_encrypted_bucket_and_back(servers, keys):
+    plain = servers("plain", options=["--idle-timeout", "10m"]).start()
+    sealed = servers("sealed", options=["--idle-timeout", "10m", *keys.option]).start()
+    with connect(plain) as client:
+        seen = look(filled(client, "origin"))
+    plain.cli("export", "origin", "plain.tar")
+    sealed.cli("import", "plain.tar", "moved", "--trust")
+    with connect(sealed) as client:
+        assert look(client.sprite("moved")) == seen
+    sealed.cli("export", "moved", "again.tar")
+    url = json.loads(sealed.cli("info", "moved", "--json").stdout)["disk_url"]
+    locked = plain.cli("open", url, "opened", "--trust", check=False)
+    assert locked.returncode and "--encryption-key-file" in locked.stderr, locked
+    plain.cli("open", url, "opened", "--trust", *keys.option)
+    plain.cli("import", "again.tar", "back", "--trust")
+    with connect(plain) as client:
+        check_copy(client.sprite("opened"), seen)
+        check_copy(client.sprite("back"), seen)
+    plain.stop()
+    sealed.stop()
 
 
 def test_a_filesystem_that_is_made_up_is_not_mounted(servers):
