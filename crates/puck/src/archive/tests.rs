@@ -8,7 +8,7 @@ const KEY: ArchiveKey = ArchiveKey([7; 32]);
 fn manifest() -> Manifest {
     let text = r#"{"format":1,"name":"web","written_at":"2026-01-01T00:00:00Z","image":"sha","labels":["a"],
         "environment":{"A":"1"},"idle_timeout_seconds":30,"durability":"default","disk":{"layers":[{"id":1,"parent":null}],
-        "head":1,"base":null,"checkpoint_next":1,"checkpoints":[],"segments":[3,5]}}"#;
+        "head":1,"base":null,"checkpoint_next":1,"auto_second":0,"auto_count":0,"checkpoints":[],"segments":[3,5]}}"#;
     serde_json::from_str(text).unwrap()
 }
 

@@ -20,14 +20,14 @@ use axum::{
     http::{StatusCode, Uri, header},
     response::{IntoResponse, Json, Response},
 };
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt};
 use std::{
     io::{self, Write},
     pin::pin,
     sync::Arc,
     time::Duration,
 };
-use tokio::{runtime::Handle, sync::mpsc};
+use tokio::{io::AsyncRead, runtime::Handle, sync::mpsc};
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use tracing::{info, warn};
 
@@ -73,6 +73,8 @@ pub(super) async fn import(
     uri: Uri,
     body: Body,
 ) -> Result<Response, Refusal> {
+    // Before anything can be refused: see there.
+    let parts = orchestrator.parts(body);
     let query = Query::parse(query.as_deref().unwrap_or_default())
         .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))?;
     // The caller vouches for what another account wrote.
@@ -81,7 +83,7 @@ pub(super) async fn import(
     // A caller that goes away must not leave half a sprite.
     let work = orchestrator.clone();
     let imported =
-        orchestrator.tasks.spawn(async move { work.import(name, trust, body).await }).await;
+        orchestrator.tasks.spawn(async move { work.import(name, trust, parts).await }).await;
     let record = imported.map_err(|error| Refusal::unavailable(&error))??;
     Ok((StatusCode::CREATED, Json(view::sprite(&orchestrator, &record))).into_response())
 }
@@ -101,10 +103,10 @@ impl Orchestrator {
         self: Arc<Self>,
         name: SpriteName,
         trust: bool,
-        body: Body,
+        parts: impl AsyncRead + Send + Unpin + 'static,
     ) -> Result<Arc<SpriteRecord>, Refusal> {
         let _reserved = Reserved::new(&self, &name)?;
-        let input = SyncIoBridge::new(StreamReader::new(self.parts(body)));
+        let input = SyncIoBridge::new(parts);
         let approver = self.clone();
         let approve = move |manifest: &Manifest, origin| {
             if origin == Origin::Elsewhere && !trust {
@@ -127,7 +129,7 @@ impl Orchestrator {
 impl Orchestrator {
     /// The parts of a body as they come. When nobody wants them any more, the rest is read for a while and dropped: a client that is
     /// cut off while it sends may not see the answer that says why.
-    fn parts(&self, body: Body) -> impl Stream<Item = io::Result<Bytes>> + Unpin + 'static {
+    fn parts(&self, body: Body) -> impl AsyncRead + Send + Unpin + 'static + use<> {
         let (parts, mut waiting) = mpsc::channel(PARTS_WAITING_MAX);
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
@@ -143,7 +145,7 @@ impl Orchestrator {
                 }
             }
         });
-        futures::stream::poll_fn(move |task| waiting.poll_recv(task))
+        StreamReader::new(futures::stream::poll_fn(move |task| waiting.poll_recv(task)))
     }
 }
 

@@ -43,6 +43,9 @@ pub struct Contents {
     base: Option<String>,
     /// The number of the next checkpoint that a person makes.
     checkpoint_next: u32,
+    /// The second of the newest automatic checkpoint, since 1970, and how many it has: their ids are made of them.
+    auto_second: i64,
+    auto_count: u32,
     checkpoints: Vec<PortableCheckpoint>,
     /// The numbers of the segments that the rows name, ascending.
     pub(crate) segments: Vec<u32>,
@@ -111,14 +114,18 @@ impl Told {
         let mut layers: Vec<Layer> =
             layers.into_iter().map(|(id, parent)| Layer { id: id.0, parent }).collect();
         layers.extend(added);
-        let checkpoint_next = connection
-            .query_row("SELECT checkpoint_next FROM volume", [], |row| row.get(0))
+        let (checkpoint_next, auto_second, auto_count) = connection
+            .query_row("SELECT checkpoint_next, auto_second, auto_count FROM volume", [], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })
             .attempt("read the next checkpoint number")?;
         let contents = Contents {
             layers,
             head: added.map_or(top.0, |added| added.id),
             base,
             checkpoint_next,
+            auto_second,
+            auto_count,
             checkpoints,
             segments: visible.iter().copied().collect(),
         };
@@ -242,8 +249,14 @@ impl Heard {
         }
         connection
             .execute(
-                "UPDATE volume SET head = ?1, base = ?2, checkpoint_next = ?3",
-                params![contents.head, contents.base, contents.checkpoint_next],
+                "UPDATE volume SET head = ?1, base = ?2, checkpoint_next = ?3, auto_second = ?4, auto_count = ?5",
+                params![
+                    contents.head,
+                    contents.base,
+                    contents.checkpoint_next,
+                    contents.auto_second,
+                    contents.auto_count
+                ],
             )
             .attempt("record the head")?;
         let layers = contents.layers.iter().map(|layer| layer.id).collect();

@@ -156,6 +156,23 @@ fn a_fork_is_whole_without_its_ancestor() {
     assert!(read(&volume, 9000, 4) == noise(7, 4));
 }
 
+#[test]
+fn ids_of_automatic_checkpoints_go_on_within_the_same_second() {
+    let world = World::new();
+    let (place, volume) = source(&world, false);
+    for _ in 0..3 {
+        world.checkpoint(&volume, true);
+    }
+    let told = tell(&world, &map_of(&world, &place, "told"), None, &Keys::none());
+    let mut there = world.place("there");
+    hear(&world, &told, &there).unwrap();
+    there.settings.epoch = 2;
+    let elsewhere = world.open(&there);
+    // Here and there they get the same ids, so there none is used twice.
+    assert_eq!(world.checkpoint(&elsewhere, true).auto, world.checkpoint(&volume, true).auto);
+    assert_eq!(elsewhere.checkpoints().unwrap().len(), 6);
+}
+
 /// A change of what was told.
 type Damage = Box<dyn Fn(&mut Told)>;
 

@@ -54,10 +54,18 @@ impl World {
         Place { settings, ship: CopyShip::new(dir.join("map.db"), 0, 0) }
     }
 
-    pub(crate) fn open(&self, place: &Place) -> Volume {
+    pub(crate) fn try_open(&self, place: &Place) -> Result<Volume, Error> {
         let store: Arc<dyn ObjectStore> = self.store.clone();
         let (settings, ship) = (place.settings.clone(), Box::new(place.ship.clone()));
-        self.runtime.block_on(Volume::open(settings, store, ship)).unwrap()
+        self.runtime.block_on(Volume::open(settings, store, ship))
+    }
+
+    pub(crate) fn open(&self, place: &Place) -> Volume {
+        self.try_open(place).unwrap()
+    }
+
+    pub(crate) fn seal(&self, volume: &Volume) {
+        self.wait(volume.seal());
     }
 
     /// A place whose map is what another's log says now.
@@ -75,7 +83,7 @@ impl World {
     /// Writes blocks of noise and puts them into the bucket.
     pub(crate) fn write(&self, volume: &Volume, block: u64, blocks: usize, seed: u64) {
         volume.write(block * BLOCK_BYTES as u64, &noise(seed, blocks)).unwrap();
-        self.wait(volume.seal());
+        self.seal(volume);
     }
 
     pub(crate) fn checkpoint(&self, volume: &Volume, auto: bool) -> Checkpoint {

@@ -1,105 +1,17 @@
 //! The edges of a volume, one by one: a bucket that is away, damage, a full disk, garbage, forks, epochs.
 
 use crate::{
-    Acknowledge, BLOCK_BYTES, Durability, Error, ErrorKind, Keys, NewCheckpoint, SecretKey,
-    Settings, State, Volume, VolumeId, fork,
-    testing::{CopyShip, FaultyStore},
+    Acknowledge, BLOCK_BYTES, Durability, Error, ErrorKind, Keys, SecretKey, State, Volume,
+    VolumeId, fork,
+    testing::world::{Place, World, noise, wait_until},
 };
-use object_store::{ObjectStore, ObjectStoreExt as _, path::Path};
+use object_store::ObjectStoreExt as _;
 use std::{
     os::unix::fs::FileExt as _,
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
-use tempfile::TempDir;
-use tokio::runtime::Runtime;
-
-struct World {
-    runtime: Runtime,
-    dir: TempDir,
-    store: Arc<FaultyStore>,
-}
-
-/// A volume's place: its settings and its log.
-#[derive(Clone)]
-struct Place {
-    settings: Settings,
-    ship: CopyShip,
-}
-
-impl World {
-    fn new() -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
-        Self { runtime, dir: tempfile::tempdir().unwrap(), store: FaultyStore::new(0, 0) }
-    }
-
-    fn place(&self, name: &str) -> Place {
-        let dir = self.dir.path().join(name);
-        let mut settings = Settings::new(VolumeId::now(), 1, dir.clone());
-        settings.retry_wait = Duration::from_millis(1);
-        settings.seal_bytes = 1 << 20;
-        settings.journal_file_bytes = 1 << 20;
-        settings.garbage_delay = Duration::ZERO;
-        Place { settings, ship: CopyShip::new(dir.join("map.db"), 0, 0) }
-    }
-
-    fn try_open(&self, place: &Place) -> Result<Volume, Error> {
-        let store: Arc<dyn ObjectStore> = self.store.clone();
-        self.runtime.block_on(Volume::open(
-            place.settings.clone(),
-            store,
-            Box::new(place.ship.clone()),
-        ))
-    }
-
-    fn open(&self, place: &Place) -> Volume {
-        self.try_open(place).unwrap()
-    }
-
-    fn seal(&self, volume: &Volume) {
-        self.runtime.block_on(volume.seal()).unwrap();
-    }
-
-    fn crash(&self, volume: Volume) {
-        let shared = Arc::downgrade(&volume.shared);
-        drop(volume);
-        wait_until("the sealer is gone", || shared.strong_count() == 0);
-    }
-
-    fn checkpoint(&self, volume: &Volume, auto: bool) -> crate::Checkpoint {
-        let cut = volume.cut().unwrap();
-        let new = NewCheckpoint { comment: String::new(), auto };
-        self.runtime.block_on(volume.checkpoint(cut, new)).unwrap()
-    }
-
-    fn segments(&self, id: VolumeId) -> Vec<Path> {
-        use futures::TryStreamExt as _;
-        let prefix = Path::from(format!("volumes/{id}/segments"));
-        let listed = self.store.list(Some(&prefix)).map_ok(|object| object.location).try_collect();
-        self.runtime.block_on(listed).unwrap()
-    }
-}
-
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !holds() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::yield_now();
-    }
-}
-
-/// Bytes that do not compress.
-fn noise(seed: u64, blocks: usize) -> Vec<u8> {
-    use rand::{Rng as _, SeedableRng as _};
-    let mut data = vec![0; blocks * BLOCK_BYTES];
-    rand::rngs::SmallRng::seed_from_u64(seed).fill_bytes(&mut data);
-    data
-}
 
 fn read(volume: &Volume, offset: u64, blocks: usize) -> Result<Vec<u8>, Error> {
     let mut data = vec![7; blocks * BLOCK_BYTES];
