@@ -54,10 +54,18 @@ def look(sprite) -> bytes:
     return sprite.run("sh", "-c", LOOK, capture_output=True, check=True).stdout
 
 
-def check_copy(sprite, seen: bytes) -> None:
-    """The sprite is a copy of a filled one, goes on, and has its checkpoints."""
+def check_copy(sprite, seen: bytes, foreign: bool = False) -> None:
+    """The sprite is a copy of a filled one and goes on, with its checkpoints if the same account wrote the archive."""
     assert look(sprite) == seen
     assert sprite.run("cat", "late", capture_output=True).stdout == b"late\n"
+    if foreign:
+        assert "v1" not in {checkpoint.id for checkpoint in sprite.list_checkpoints()}
+        list(sprite.create_checkpoint("here"))
+        sprite.run("rm", "late", check=True)
+        [kept] = [checkpoint.id for checkpoint in sprite.list_checkpoints() if checkpoint.comment == "here"]
+        list(sprite.restore_checkpoint(kept))
+        assert sprite.run("cat", "late", capture_output=True).stdout == b"late\n"
+        return
     comments = {checkpoint.id: checkpoint.comment for checkpoint in sprite.list_checkpoints()}
     assert (comments["v1"], comments["v2"]) == ("nothing yet", "full")
     list(sprite.restore_checkpoint("v2"))
@@ -103,7 +111,7 @@ def test_a_sprite_goes_through_a_file_awake_and_asleep_here_and_elsewhere(server
         assert refused.returncode and "--trust" in refused.stderr, refused
         assert second.cli("import", str(whole), "foreign", "--trust").stdout == "foreign\n"
         assert "the filesystem is sound" in second.log()
-        check_copy(client.sprite("foreign"), seen)
+        check_copy(client.sprite("foreign"), seen, foreign=True)
     for server in (first, second):
         bucket = str(server.bucket or server.data / "bucket")
         server.stop()
@@ -191,8 +199,8 @@ def test_a_sprite_is_opened_out_of_another_bucket_which_stays_as_it_is(servers, 
     before = objects(first)
     assert second.cli("open", url, "opened", "--trust").stdout == "opened\n"
     with connect(second) as client:
-        check_copy(client.sprite("opened"), seen)
-        check_copy(client.sprite("while-it-runs"), seen)
+        check_copy(client.sprite("opened"), seen, foreign=True)
+        check_copy(client.sprite("while-it-runs"), seen, foreign=True)
     missing = second.cli("open", url.replace("#origin", "#nobody"), "x", "--trust", check=False)
     assert missing.returncode and "no sprite is named nobody" in missing.stderr
     second.stop()
@@ -215,8 +223,8 @@ def test_a_plain_sprite_moves_to_an_encrypted_bucket_and_back(servers, keys):
     plain.cli("open", url, "opened", "--trust", *keys.option)
     plain.cli("import", "again.tar", "back", "--trust")
     with connect(plain) as client:
-        check_copy(client.sprite("opened"), seen)
-        check_copy(client.sprite("back"), seen)
+        check_copy(client.sprite("opened"), seen, foreign=True)
+        check_copy(client.sprite("back"), seen, foreign=True)
     plain.stop()
     sealed.stop()
 

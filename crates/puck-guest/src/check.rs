@@ -1,18 +1,20 @@
 //! Looking at a filesystem that somebody else wrote before the kernel mounts it.
 //!
-//! The kernel trusts an ext4 that it mounts, and a crafted one attacks the host. `e2fsck` of the base image looks at it first,
-//! as a process that may do nothing but read and write this one device, which is a copy. It replays the journal, as a mount
-//! would, and then has to find nothing that it would change.
+//! The kernel trusts an ext4 that it mounts, and a crafted one attacks the host. `e2fsck` of the base image looks at it first, as
+//! `nobody`, with bounds and no way to gain a right, on a device that is a copy. It does what a mount would do: replay the
+//! journal, and put right what a power failure leaves (`-p`). Then it has to find nothing that it would change.
 
 use guest::protocol::BASE;
 use rustix::{
     fs::{Gid, Uid, chown},
-    process::{Pid, Resource, Rlimit, prlimit},
+    process::{Resource, Rlimit, setrlimit},
+    thread::set_no_new_privs,
 };
 use std::{
-    io,
-    path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    io::{self, Read},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Command, ExitStatus, Stdio},
 };
 use tracing::info;
 
@@ -27,10 +29,10 @@ const LOADER: (&str, &str) = ("usr/lib/aarch64-linux-gnu", "ld-linux-aarch64.so.
 /// `nobody`: owns nothing in the machine.
 const NOBODY: u32 = 65_534;
 
-/// The most memory that the program may use.
-const MEMORY_BYTES_MAX: u64 = 2 << 30;
+/// What the program may use: memory, and seconds of a processor.
+const LIMITS: [(Resource, u64); 2] = [(Resource::As, 2 << 30), (Resource::Cpu, 600)];
 
-/// How much of what it says is passed on.
+/// How much of what it says is kept: the end.
 const SAID_BYTES_MAX: usize = 2000;
 
 /// Why a filesystem is not mounted.
@@ -51,13 +53,10 @@ pub(crate) enum CheckError {
 
 /// Checks the filesystem on a block device. Blocks the thread.
 pub(crate) fn filesystem(device: &Path) -> Result<(), CheckError> {
-    let base = Path::new(BASE);
-    if !base.join(PROGRAM).exists() {
-        return Err(CheckError::NoProgram);
-    }
     give(device, NOBODY).map_err(CheckError::Run)?;
-    let checked = e2fsck(base, device, &["-p", "-E", "journal_only"], true)
-        .and_then(|()| e2fsck(base, device, &["-f", "-n"], false));
+    // Status 1 means that something was changed.
+    let checked =
+        e2fsck(device, &["-p", "-f"], &[0, 1]).and_then(|()| e2fsck(device, &["-f", "-n"], &[0]));
     give(device, 0).map_err(CheckError::Run)?;
     checked.inspect(|()| info!(device = %device.display(), "the filesystem is sound"))
 }
@@ -66,19 +65,26 @@ fn give(device: &Path, user: u32) -> io::Result<()> {
     Ok(chown(device, Some(Uid::from_raw(user)), Some(Gid::from_raw(user)))?)
 }
 
-/// Runs the program. Its status 1 means that it has changed something, which only a replay may.
-fn e2fsck(
-    base: &Path,
-    device: &Path,
-    options: &[&str],
-    may_change: bool,
-) -> Result<(), CheckError> {
+fn e2fsck(device: &Path, options: &[&str], good: &[i32]) -> Result<(), CheckError> {
+    let base = Path::new(BASE);
+    if !base.join(PROGRAM).exists() {
+        return Err(CheckError::NoProgram);
+    }
+    let (status, said) = run(base, device, options).map_err(CheckError::Run)?;
+    match status.code() {
+        Some(code) if good.contains(&code) => Ok(()),
+        _ if said.is_empty() => Err(CheckError::Unsound(status.to_string())),
+        _ => Err(CheckError::Unsound(said)),
+    }
+}
+
+/// Runs the program; gives how it ended, and the end of what it said.
+fn run(base: &Path, device: &Path, options: &[&str]) -> io::Result<(ExitStatus, String)> {
     let (directory, loader) = LOADER;
-    let libraries: PathBuf = base.join(directory);
+    let libraries = base.join(directory);
+    let (mut said, say) = io::pipe()?;
     let mut program = Command::new(libraries.join(loader));
-    std::os::unix::process::CommandExt::uid(&mut program, NOBODY);
-    std::os::unix::process::CommandExt::gid(&mut program, NOBODY);
-    let child = program
+    program
         .arg("--library-path")
         .arg(&libraries)
         .arg(base.join(PROGRAM))
@@ -86,30 +92,57 @@ fn e2fsck(
         .arg(device)
         .env_clear()
         .current_dir("/")
+        .uid(NOBODY)
+        .gid(NOBODY)
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(CheckError::Run)?;
-    let limit = Rlimit { current: Some(MEMORY_BYTES_MAX), maximum: Some(MEMORY_BYTES_MAX) };
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    if let Err(errno) = prlimit(pid, Resource::As, limit) {
-        info!(%errno, "e2fsck ended before it was limited");
+        .stdout(say.try_clone()?)
+        .stderr(say);
+    // SAFETY: what runs between fork and exec only makes system calls.
+    unsafe { program.pre_exec(confine) };
+    let mut child = program.spawn()?;
+    // The writing ends that it holds would keep the reading from ending.
+    drop(program);
+    let text = tail(&mut said);
+    Ok((child.wait()?, printable(&text?)))
+}
+
+fn confine() -> io::Result<()> {
+    for (resource, most) in LIMITS {
+        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
     }
-    let output = child.wait_with_output().map_err(CheckError::Run)?;
-    match output.status.code() {
-        Some(0) => Ok(()),
-        Some(1) if may_change => Ok(()),
-        _ => Err(CheckError::Unsound(said(&output))),
+    Ok(set_no_new_privs(true)?)
+}
+
+/// Reads to the end and keeps the last bytes, however much there is.
+fn tail(said: &mut impl Read) -> io::Result<Vec<u8>> {
+    let (mut kept, mut part) = (Vec::new(), [0; 4096]);
+    loop {
+        let count = said.read(&mut part)?;
+        if count == 0 {
+            return Ok(kept);
+        }
+        kept.extend_from_slice(&part[..count]);
+        kept.drain(..kept.len().saturating_sub(SAID_BYTES_MAX));
     }
 }
 
-/// The last of what the program said, printable.
-fn said(output: &Output) -> String {
-    let text = [&output.stdout[..], &output.stderr].concat();
-    let text = String::from_utf8_lossy(&text[text.len().saturating_sub(SAID_BYTES_MAX)..]);
+/// In one line, without what steers a terminal.
+fn printable(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let text = lines.collect::<Vec<_>>().join("; ");
-    let printable = text.chars().filter(|char| !char.is_control()).collect();
-    if text.is_empty() { output.status.to_string() } else { printable }
+    let line = lines.collect::<Vec<_>>().join("; ");
+    line.chars().filter(|char| !char.is_control()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SAID_BYTES_MAX, printable, tail};
+
+    #[test]
+    fn the_end_of_what_is_said_is_kept_and_printable() {
+        let text = [vec![b'x'; 100_000], b"\n  the \x1b[31mend \n\n".to_vec()].concat();
+        let kept = tail(&mut &text[..]).unwrap();
+        assert_eq!(kept.len(), SAID_BYTES_MAX);
+        assert!(printable(&kept).ends_with("x; the [31mend"), "{}", printable(&kept));
+    }
 }

@@ -35,8 +35,8 @@ const MANIFEST: &str = "sprite.json";
 const FRONT_SEAL: &str = "sprite.seal";
 const END_SEAL: &str = "end.seal";
 
-/// The longest manifest: of a volume with some million segments.
-const MANIFEST_BYTES_MAX: u64 = 64 << 20;
+/// The longest manifest: of a volume with a million segments, and thousands of checkpoints with long comments.
+const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 const SEAL_BYTES_MAX: u64 = 4096;
 
 /// The key with which an account marks the archives that it wrote.

@@ -19,7 +19,7 @@ use tokio::runtime::{Handle, Runtime};
 /// Bring up a copy of a sprite from its disk in a bucket
 ///
 /// The URL is what `puck info` shows as the sprite's disk. It is read with the usual AWS environment variables and stays as it is. The new sprite
-/// begins as what that bucket has at the moment, with all checkpoints.
+/// begins as what that bucket has at the moment, without checkpoints.
 #[derive(Debug, Clone, clap::Args)]
 #[command(
     after_help = "Examples:\n  puck open s3://name/prefix#web web --trust\n  puck open /backup/bucket#web web --trust --encryption-key-file keys"

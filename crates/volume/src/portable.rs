@@ -168,8 +168,8 @@ impl Import {
         }
     }
 
-    /// Ends the map. The bucket has every segment then; the log does not have the map.
-    pub fn finish(mut self, runtime: &Handle) -> Result<(), Error> {
+    /// Ends the map. The bucket has every segment then; the log does not have the map. Nothing more may come.
+    pub fn finish(&mut self, runtime: &Handle) -> Result<(), Error> {
         self.all_segments_came()?;
         while let Some(put) = self.puts.pop_front() {
             join(runtime, put)?;

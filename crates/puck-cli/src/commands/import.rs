@@ -71,8 +71,8 @@ pub(crate) async fn send(
     let importing = client.import_sprite(name, trust, body);
     let imported = spinner::during(format!("Importing {name}"), importing).await;
     match imported {
+        // The server has seen the end of the archive, whatever may come behind it.
         Ok(sprite) => {
-            writing.await.context("read the archive")??;
             output::line(&sprite.name)?;
             Ok(Exit::SUCCESS)
         }

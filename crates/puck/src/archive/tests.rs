@@ -133,7 +133,7 @@ fn members_that_may_not_come_are_refused_by_name() {
 fn sizes_are_believed_only_as_far_as_bytes_come() {
     let mut lie = member("sprite.json", b"{}", tar::EntryType::Regular);
     let mut header = tar::Header::from_byte_slice(&lie[..512]).clone();
-    header.set_size(60 << 20);
+    header.set_size(10 << 20);
     header.set_cksum();
     lie[..512].copy_from_slice(header.as_bytes());
     assert!(matches!(read(&lie), Err(ArchiveError::Foreign | ArchiveError::Short)));

@@ -52,7 +52,7 @@ pub(crate) enum PortableError {
     #[error("the bucket has nothing of this disk yet")]
     Nothing,
     /// Its base image is not here.
-    #[error("the sprite needs base image {0}, which this server's bucket does not have")]
+    #[error("the sprite needs base image {0:?}, which this server's bucket does not have")]
     NoImage(String),
     /// Its base image cannot be looked for.
     #[error("look for base image {0}")]
@@ -233,20 +233,16 @@ impl Arrival {
         let approved = approve(&manifest, origin)?;
         self.find_image(&manifest.image)?;
         let Self { map, keys, store, volume, runtime } = self;
-        let mut import = Import::begin(map, *volume, &manifest.disk, store.clone(), keys.clone())
-            .map_err(make)?;
-        loop {
-            let taken = match reader.piece() {
-                Ok(Some(piece)) => import.piece(runtime, piece).map_err(make),
-                Ok(None) => break,
-                Err(error) => Err(error.into()),
-            };
-            if let Err(error) = taken {
-                import.abandon(runtime);
-                return Err(error.into());
-            }
+        let disk = match origin {
+            Origin::Here => manifest.disk,
+            Origin::Elsewhere => manifest.disk.live_only(),
+        };
+        let mut import =
+            Import::begin(map, *volume, &disk, store.clone(), keys.clone()).map_err(make)?;
+        if let Err(error) = fill(&mut import, &mut reader, runtime) {
+            import.abandon(runtime);
+            return Err(error.into());
         }
-        import.finish(runtime).map_err(make)?;
         Ok((approved, manifest.image, origin))
     }
 
@@ -257,6 +253,18 @@ impl Arrival {
         let has = has.map_err(|error| PortableError::Image(digest.to_owned(), error))?;
         if has { Ok(()) } else { Err(none()) }
     }
+}
+
+/// Gives an import all that an archive has.
+fn fill<R: Read>(
+    import: &mut Import,
+    reader: &mut archive::Reader<'_, R>,
+    runtime: &Handle,
+) -> Result<(), PortableError> {
+    while let Some(piece) = reader.piece()? {
+        import.piece(runtime, piece).map_err(make)?;
+    }
+    import.finish(runtime).map_err(make)
 }
 
 fn tell(source: volume::Error) -> PortableError {

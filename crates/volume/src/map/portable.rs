@@ -24,7 +24,10 @@ use std::{
 };
 
 /// The most layers and the most checkpoints of a map that is heard.
-const LAYERS_MAX: usize = 100_000;
+const LAYERS_MAX: usize = 10_000;
+
+/// No number of layers and checkpoints that is heard is larger: those that come later must still have some.
+const NUMBER_MAX: u32 = 1 << 30;
 
 /// The longest id and the longest comment of a checkpoint that is heard, in bytes.
 const ID_BYTES_MAX: usize = 64;
@@ -344,11 +347,23 @@ impl Contents {
         self.segments.len()
     }
 
+    /// Without checkpoints: what nobody vouches for is looked at before it is mounted, and only the live state is.
+    #[must_use]
+    pub fn live_only(mut self) -> Self {
+        (self.checkpoints, self.base) = (Vec::new(), None);
+        self
+    }
+
     /// Whether a map can be made of it.
     fn check(&self) -> Result<(), Error> {
         let Self { layers, checkpoints, .. } = self;
         if layers.len() > LAYERS_MAX || checkpoints.len() > LAYERS_MAX {
             return Err(invalid("it has too many layers or checkpoints"));
+        }
+        let newest =
+            layers.iter().map(|layer| layer.id).chain([self.checkpoint_next, self.auto_count]);
+        if newest.max().is_some_and(|newest| newest > NUMBER_MAX) {
+            return Err(invalid("its numbers leave none for what comes later"));
         }
         let mut known = BTreeSet::new();
         for layer in layers {
@@ -377,9 +392,8 @@ impl Contents {
             }
             // Numbers are never used twice.
             let number = row.id.strip_prefix('v').map(str::parse::<u32>);
-            if number
-                .is_some_and(|number| number.is_ok_and(|number| number >= self.checkpoint_next))
-            {
+            let is_free = |number: u32| number < self.checkpoint_next;
+            if number.is_some_and(|number| !number.is_ok_and(is_free)) {
                 return Err(invalid("the next checkpoint's number is taken"));
             }
         }

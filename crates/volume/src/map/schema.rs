@@ -94,7 +94,7 @@ pub(super) fn connect(path: &Path) -> Result<Connection, Error> {
     connection
         .execute_batch(
             "PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0;
-             PRAGMA synchronous = NORMAL; PRAGMA cache_size = -2048;",
+             PRAGMA synchronous = NORMAL; PRAGMA cache_size = -2048; PRAGMA trusted_schema = OFF;",
         )
         .attempt("set up the map's connection")?;
     Ok(connection)

@@ -44,7 +44,11 @@ fn hear(world: &World, told: &Told, place: &Place) -> Result<(), Error> {
             return Err(error);
         }
     }
-    import.finish(runtime)
+    let finished = import.finish(runtime);
+    if finished.is_err() {
+        import.abandon(runtime);
+    }
+    finished
 }
 
 fn check(world: &World, place: &Place) {
@@ -238,7 +242,12 @@ fn what_is_damaged_or_made_up_becomes_no_volume() {
         ("a checkpoint of the head", edited(r#""id":"v2","layer":2"#, r#""id":"v2","layer":3"#)),
         ("a checkpoint with a path for an id", edited(r#""id":"v2""#, r#""id":"../v2""#)),
         ("a checkpoint twice", edited(r#""id":"v2""#, r#""id":"v1""#)),
+        ("a checkpoint with a number of its own", edited(r#""id":"v2""#, r#""id":"v99999999999""#)),
         ("a number that is taken", edited(r#""checkpoint_next":3"#, r#""checkpoint_next":2"#)),
+        (
+            "numbers that have run out",
+            edited(r#""checkpoint_next":3"#, r#""checkpoint_next":4294967295"#),
+        ),
         ("a base that is not there", edited(r#""base":"v2""#, r#""base":"v7""#)),
         ("segments out of order", Box::new(|told| told.contents.segments.reverse())),
     ];
