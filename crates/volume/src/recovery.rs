@@ -52,7 +52,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                 tracing::warn!(%path, id, comment, "what another worker overtook is a checkpoint now");
             }
             Ok(Recovered::Nothing) => {
-                tracing::info!(%path, "the bucket has all that was set aside")
+                tracing::info!(%path, "the bucket has all that was set aside");
             }
             Ok(Recovered::Unknown) => {
                 tracing::warn!(%path, "the map that this journal continues is not here; it stays set aside");
