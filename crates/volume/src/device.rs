@@ -167,6 +167,9 @@ impl Fuse {
         });
         unmounted.attempt("unmount the FUSE file")?;
         match self.thread.take().map(JoinHandle::join) {
+            // How the kernel tells a thread that was just taking a last request, such as the release of the loop device's
+            // file, that the connection has ended; others hear ENODEV.
+            Some(Ok(Err(error))) if error.kind() == io::ErrorKind::ConnectionAborted => Ok(()),
             Some(Ok(result)) => result.attempt("serve the FUSE file to its end"),
             Some(Err(_panic)) => Err(Error::new(
                 ErrorKind::Internal,

@@ -46,13 +46,11 @@ fn connections(pid: Pid) -> BTreeSet<u32> {
         .collect()
 }
 
-/// The number of the connection behind a line of `mountinfo`: the minor number of its device.
+/// The number of the connection behind a line of `mountinfo`: the minor number of its device. Only of what an agent serves: one
+/// that dies before it has left the host's mounts sees those too.
 fn connection(line: &str) -> Option<u32> {
     let (mount, filesystem) = line.split_once(" - ")?;
-    let kind = filesystem.split(' ').next()?;
-    if kind != "fuse" {
-        return None;
-    }
+    filesystem.strip_prefix("fuse puck-")?;
     mount.split(' ').nth(2)?.strip_prefix("0:")?.parse().ok()
 }
 
@@ -62,8 +60,9 @@ mod tests {
 
     #[test]
     fn a_fuse_mount_is_known_by_its_device() {
-        let line = "61 48 0:57 / /run/puck/device-1 rw,nosuid shared:2 - fuse puck rw,user_id=0";
+        let line = "61 48 0:57 / /run/puck/device-1 rw,nosuid shared:2 - fuse puck-3 rw,user_id=0";
         assert_eq!(connection(line), Some(57));
+        assert_eq!(connection("61 48 0:57 / /home/x rw - fuse sshfs rw,user_id=1000"), None);
         assert_eq!(connection("61 48 0:57 / /proc rw - proc proc rw"), None);
         assert_eq!(connection("61 48 7:3 / /volume rw - ext4 /dev/loop3 rw"), None);
         assert_eq!(connection("61 48 0:21 / /x - y rw - fusectl none rw"), None);
