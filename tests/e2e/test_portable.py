@@ -6,6 +6,7 @@ import json
 import os
 import random
 import tarfile
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from puck_server import Server
 from test_encryption import keys  # noqa: F401
 from test_sleep import connect, status
 from wire import call
+
+# The most that a server exports and imports at once.
+TRANSFERS_MAX = 8
 
 FILL = """set -e
 mkdir -p tree/deep/er && head -c 9M /dev/urandom > tree/random && seq 200000 > tree/deep/numbers
@@ -247,6 +251,31 @@ def test_a_filesystem_that_is_made_up_is_not_mounted(servers):
     assert second.cli("import", str(second.data.parent / "sound.tar"), "sound", "--trust").stdout == "sound\n"
     second.expect_log("boot|came? up|not sound")
     second.stop()
+
+
+def test_archives_on_their_way_are_bounded_and_end_with_the_server(servers, eventually):
+    server = servers().start()
+    waiting = [HTTPConnection("127.0.0.1", server.port, timeout=60) for _ in range(TRANSFERS_MAX)]
+    for number, connection in enumerate(waiting):
+        connection.putrequest("POST", f"/v1/sprites/slow-{number}/import")
+        connection.putheader("Authorization", f"Bearer {server.token}")
+        connection.putheader("Content-Length", str(1 << 20))
+        connection.endheaders(b"begun")
+
+    def one_more():
+        return call(server, "POST", "/v1/sprites/one-more/import", content=b"no archive")
+
+    eventually("all have begun", lambda: server.log().count("an import begins") == TRANSFERS_MAX)
+    full = one_more()
+    assert full.status_code == 429 and full.json()["limit"] == TRANSFERS_MAX and full.headers["Retry-After"], full.text
+    # One that goes away makes room.
+    waiting.pop().close()
+    eventually("there is room", lambda: one_more().status_code == 400)
+    server.stop()
+    for connection in waiting:
+        answer = connection.getresponse()
+        assert answer.status == 503, answer.read()
+        connection.close()
 
 
 @pytest.mark.parametrize("what", ["export", "import"])

@@ -2,7 +2,8 @@
 //!
 //! The kernel trusts an ext4 that it mounts, and a crafted one attacks the host. `e2fsck` of the base image looks at it first, as
 //! `nobody`, with bounds and no way to gain a right, on a device that is a copy. It does what a mount would do: replay the
-//! journal, and put right what a power failure leaves (`-p`). Then it has to find nothing that it would change.
+//! journal, and put right what a power failure leaves (`-p`). Then it has to find nothing that it would change. Should what it
+//! reads take it over, it can neither change what is mounted nor outlive the check.
 
 use guest::protocol::BASE;
 use rustix::{
@@ -15,12 +16,14 @@ use std::{
     os::unix::process::CommandExt,
     path::Path,
     process::{Command, ExitStatus, Stdio},
+    thread,
 };
 use tracing::info;
 
 /// The program and what it runs with, in the base image. Nothing of the machine's own root is executable but the agent, so the
 /// image's loader is what is started.
 const PROGRAM: &str = "usr/sbin/e2fsck";
+const SHELL: &str = "usr/bin/dash";
 #[cfg(target_arch = "x86_64")]
 const LOADER: (&str, &str) = ("usr/lib/x86_64-linux-gnu", "ld-linux-x86-64.so.2");
 #[cfg(target_arch = "aarch64")]
@@ -80,30 +83,38 @@ fn e2fsck(device: &Path, options: &[&str], good: &[i32]) -> Result<(), CheckErro
 
 /// Runs the program; gives how it ended, and the end of what it said.
 fn run(base: &Path, device: &Path, options: &[&str]) -> io::Result<(ExitStatus, String)> {
+    let (said, say) = io::pipe()?;
+    let mut program = as_nobody(base, PROGRAM);
+    program.args(options).arg(device).stdout(say.try_clone()?).stderr(say);
+    let mut child = program.spawn()?;
+    // The writing ends that it holds would keep the reading from ending.
+    drop(program);
+    let reading = thread::spawn(move || tail(said));
+    let status = child.wait()?;
+    // Whatever it left behind holds the pipe. Nothing else here belongs to nobody yet; that nobody is there to be killed is
+    // the usual case, and a failure.
+    as_nobody(base, SHELL).args(["-c", "kill -KILL -1"]).stderr(Stdio::null()).status()?;
+    let said = reading.join().map_err(|_panic| io::Error::other("reading it panicked"))?;
+    Ok((status, printable(&said?)))
+}
+
+/// A program of the base image, without rights.
+fn as_nobody(base: &Path, program: &str) -> Command {
     let (directory, loader) = LOADER;
     let libraries = base.join(directory);
-    let (mut said, say) = io::pipe()?;
-    let mut program = Command::new(libraries.join(loader));
-    program
+    let mut command = Command::new(libraries.join(loader));
+    command
         .arg("--library-path")
         .arg(&libraries)
-        .arg(base.join(PROGRAM))
-        .args(options)
-        .arg(device)
+        .arg(base.join(program))
         .env_clear()
         .current_dir("/")
         .uid(NOBODY)
         .gid(NOBODY)
-        .stdin(Stdio::null())
-        .stdout(say.try_clone()?)
-        .stderr(say);
+        .stdin(Stdio::null());
     // SAFETY: what runs between fork and exec only makes system calls.
-    unsafe { program.pre_exec(confine) };
-    let mut child = program.spawn()?;
-    // The writing ends that it holds would keep the reading from ending.
-    drop(program);
-    let text = tail(&mut said);
-    Ok((child.wait()?, printable(&text?)))
+    unsafe { command.pre_exec(confine) };
+    command
 }
 
 fn confine() -> io::Result<()> {
@@ -114,7 +125,7 @@ fn confine() -> io::Result<()> {
 }
 
 /// Reads to the end and keeps the last bytes, however much there is.
-fn tail(said: &mut impl Read) -> io::Result<Vec<u8>> {
+fn tail(mut said: impl Read) -> io::Result<Vec<u8>> {
     let (mut kept, mut part) = (Vec::new(), [0; 4096]);
     loop {
         let count = said.read(&mut part)?;
@@ -141,7 +152,7 @@ mod tests {
     #[test]
     fn the_end_of_what_is_said_is_kept_and_printable() {
         let text = [vec![b'x'; 100_000], b"\n  the \x1b[31mend \n\n".to_vec()].concat();
-        let kept = tail(&mut &text[..]).unwrap();
+        let kept = tail(&text[..]).unwrap();
         assert_eq!(kept.len(), SAID_BYTES_MAX);
         assert!(printable(&kept).ends_with("x; the [31mend"), "{}", printable(&kept));
     }

@@ -42,6 +42,7 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use serve::serve;
@@ -65,6 +66,8 @@ pub(crate) struct Orchestrator {
     undelete_window: Duration,
     /// Names that are being created.
     creating: Mutex<BTreeSet<SpriteName>>,
+    /// Room for archives that are written or read.
+    transfers: Arc<Semaphore>,
     /// Work that goes on without its caller.
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -90,6 +93,7 @@ impl Orchestrator {
             idle_timeout_default,
             undelete_window,
             creating: Mutex::default(),
+            transfers: Arc::new(Semaphore::new(portable::TRANSFERS_MAX)),
             tasks: TaskTracker::new(),
             stop,
         }

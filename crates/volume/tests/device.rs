@@ -335,3 +335,28 @@ fn a_process_that_waits_for_its_own_disk_can_be_killed() {
         std::thread::yield_now();
     }
 }
+
+/// The loop device's last request and the unmount meet in every possible order.
+#[test]
+fn a_device_that_comes_and_goes_again_and_again_ends_cleanly() {
+    require_root();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("volume");
+    let ship = CopyShip { db: dir.join("map.db"), shipped: Arc::default() };
+    let settings = Settings::new(VolumeId::now(), 1, dir);
+    let store = Arc::new(InMemory::new());
+    let volume = runtime.block_on(Volume::open(settings, store, Box::new(ship))).unwrap();
+    let fuse = scratch.path().join("fuse");
+    fs::create_dir_all(&fuse).unwrap();
+    for generation in 0..1000 {
+        let device = Device::attach(volume.clone(), &fuse, generation).unwrap();
+        let mut block = [1; 4096];
+        fs::File::open(device.path()).unwrap().read_exact(&mut block).unwrap();
+        assert_eq!(block, [0; 4096]);
+        device.detach().unwrap_or_else(|error| panic!("round {generation}: {error:?}"));
+    }
+    runtime.block_on(volume.close()).unwrap();
+    no_mount_left(scratch.path());
+}

@@ -20,15 +20,21 @@ use axum::{
     http::{StatusCode, Uri, header},
     response::{IntoResponse, Json, Response},
 };
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use std::{
     io::{self, Write},
-    pin::pin,
     sync::Arc,
     time::Duration,
 };
-use tokio::{io::AsyncRead, runtime::Handle, sync::mpsc};
-use tokio_util::io::{StreamReader, SyncIoBridge};
+use tokio::{
+    io::AsyncRead,
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, mpsc},
+};
+use tokio_util::{
+    io::{StreamReader, SyncIoBridge},
+    sync::CancellationToken,
+};
 use tracing::{info, warn};
 
 /// What is written is passed on in parts of this length.
@@ -36,6 +42,12 @@ const PART_BYTES: usize = 256 << 10;
 
 /// So many parts wait for a client that reads slowly.
 const PARTS_WAITING_MAX: usize = 8;
+
+/// The most archives that are written and read at once: each holds a thread and about 20 MB.
+pub(super) const TRANSFERS_MAX: usize = 8;
+
+/// How long a client may neither send nor take anything.
+const STALL_MAX: Duration = Duration::from_secs(60);
 
 /// How long the rest of a refused archive is read.
 const DROP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,19 +57,23 @@ pub(super) async fn export(
     uri: Uri,
 ) -> Result<Response, Refusal> {
     let record = orchestrator.find(&uri)?;
+    let permit = orchestrator.transfer()?;
     let live = orchestrator.keep(&record).await;
     let departing = orchestrator.worker.export(&disk(&record), live).await?;
     let manifest = Manifest::new(&record, departing.contents().clone());
     let key = orchestrator.account.archive_key().clone();
     let (parts, mut waiting) = mpsc::channel(PARTS_WAITING_MAX);
     let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || {
-        let out = Parts { parts: parts.clone(), part: Vec::with_capacity(PART_BYTES) };
+    let stop = orchestrator.stop.clone();
+    orchestrator.tasks.spawn_blocking(move || {
+        let _permit = permit;
+        let part = Vec::with_capacity(PART_BYTES);
+        let out = Parts { parts: parts.clone(), part, runtime: runtime.clone(), stop };
         if let Err(error) = departing.write(&runtime, out, Some(key), &manifest) {
             let failure = &error as &dyn std::error::Error;
             warn!(sprite = manifest.name, error = failure, "an export ends early");
-            // The client must not take what it has for the whole. It may have gone, too.
-            let _ = parts.blocking_send(Err(io::Error::other("the export failed")));
+            // The client must not take what it has for the whole. It may have gone, or not be listening.
+            let _ = parts.try_send(Err(io::Error::other("the export failed")));
         }
     });
     let body = futures::stream::poll_fn(move |context| waiting.poll_recv(context));
@@ -89,6 +105,12 @@ pub(super) async fn import(
 }
 
 impl Orchestrator {
+    /// Room for one more archive.
+    fn transfer(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        let permit = self.transfers.clone().try_acquire_owned();
+        permit.map_err(|_full| Refusal::transfers_full(TRANSFERS_MAX))
+    }
+
     /// Keeps the disk of a sprite that is awake as a checkpoint. `None`: what the bucket has is all that can be told.
     async fn keep(&self, record: &SpriteRecord) -> Option<String> {
         let agent = self.worker.agent(record.id)?;
@@ -105,7 +127,9 @@ impl Orchestrator {
         trust: bool,
         parts: impl AsyncRead + Send + Unpin + 'static,
     ) -> Result<Arc<SpriteRecord>, Refusal> {
+        let _permit = self.transfer()?;
         let _reserved = Reserved::new(&self, &name)?;
+        info!(sprite = %name, trust, "an import begins");
         let input = SyncIoBridge::new(parts);
         let approver = self.clone();
         let approve = move |manifest: &Manifest, origin| {
@@ -133,14 +157,26 @@ impl Orchestrator {
         let (parts, mut waiting) = mpsc::channel(PARTS_WAITING_MAX);
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
-            let coming = body.into_data_stream().map_err(io::Error::other);
-            let mut coming = pin!(coming.take_until(stop.cancelled()));
-            while let Some(part) = coming.next().await {
+            let mut coming = body.into_data_stream();
+            loop {
+                let part = tokio::select! {
+                    () = stop.cancelled() => Err(broken("the server stops")),
+                    part = tokio::time::timeout(STALL_MAX, coming.next()) => match part {
+                        Ok(None) => return,
+                        Ok(Some(part)) => part.map_err(broken),
+                        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+                    },
+                };
+                let last = part.is_err();
                 if parts.send(part).await.is_err() {
-                    let rest = coming.take_while(|part| std::future::ready(part.is_ok()));
+                    let rest = coming.take_until(stop.cancelled());
+                    let rest = rest.take_while(|part| std::future::ready(part.is_ok()));
                     let dropped = rest.for_each(|_| std::future::ready(()));
                     // Out of patience: the connection is closed.
                     let _ = tokio::time::timeout(DROP_TIMEOUT, dropped).await;
+                    return;
+                }
+                if last {
                     return;
                 }
             }
@@ -149,10 +185,17 @@ impl Orchestrator {
     }
 }
 
-/// Passes what is written on to a body.
+/// An archive that does not come to its end, which says nothing of the archive itself.
+fn broken(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, why)
+}
+
+/// Passes what is written on to a body, until its client takes nothing for too long or the server stops.
 struct Parts {
     parts: mpsc::Sender<io::Result<Bytes>>,
     part: Vec<u8>,
+    runtime: Handle,
+    stop: CancellationToken,
 }
 
 impl Write for Parts {
@@ -169,8 +212,13 @@ impl Write for Parts {
             return Ok(());
         }
         let part = std::mem::replace(&mut self.part, Vec::with_capacity(PART_BYTES));
-        let sent = self.parts.blocking_send(Ok(part.into()));
-        sent.map_err(|_gone| io::ErrorKind::BrokenPipe.into())
+        let sending = tokio::time::timeout(STALL_MAX, self.parts.send(Ok(part.into())));
+        self.runtime.block_on(async {
+            tokio::select! {
+                () = self.stop.cancelled() => Err(broken("the server stops")),
+                sent = sending => sent?.map_err(|_gone| io::ErrorKind::BrokenPipe.into()),
+            }
+        })
     }
 }
 
@@ -179,6 +227,11 @@ impl From<PortableError> for Refusal {
         use crate::{archive::ArchiveError, worker::BootError};
         use volume::ErrorKind;
         let status = match &error {
+            PortableError::Archive(ArchiveError::Io(_, error))
+                if error.kind() == io::ErrorKind::TimedOut =>
+            {
+                StatusCode::REQUEST_TIMEOUT
+            }
             PortableError::Archive(ArchiveError::Io(..)) => StatusCode::SERVICE_UNAVAILABLE,
             PortableError::Archive(_) => StatusCode::BAD_REQUEST,
             PortableError::Volume { action: "make", source }

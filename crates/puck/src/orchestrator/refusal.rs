@@ -57,6 +57,18 @@ impl Refusal {
         self.status
     }
 
+    /// As many archives are on their way as may be.
+    pub(super) fn transfers_full(limit: usize) -> Self {
+        let mut refusal =
+            Self::new(StatusCode::TOO_MANY_REQUESTS, "concurrent_transfer_limit_exceeded");
+        refusal.body.message = Some(format!(
+            "{limit} sprites are being exported or imported, the most that this server does at once"
+        ));
+        refusal.body.limit = Some(limit as u64);
+        refusal.body.retry_after_seconds = Some(RETRY_AFTER_SECONDS);
+        refusal
+    }
+
     fn full(limit: u32) -> Self {
         let mut refusal =
             Self::new(StatusCode::TOO_MANY_REQUESTS, "concurrent_sprite_limit_exceeded");

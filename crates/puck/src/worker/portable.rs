@@ -159,42 +159,31 @@ impl Worker {
     {
         let volume = VolumeId::now();
         self.site.unsettled.add(volume).map_err(PortableError::Local)?;
-        let arrived = self.arrive(volume, input, key, approve).await;
+        let arrived: Result<_, E> = async {
+            let site = self.site.clone();
+            let directory = site.pooled_directory(volume);
+            crate::data::create_private(&directory).map_err(PortableError::Local)?;
+            let arrival = Arrival {
+                runtime: Handle::current(),
+                map: directory.join("map.db"),
+                keys: site.keys.of_volume(volume, &[]),
+                store: site.store.clone(),
+                volume,
+            };
+            let map = arrival.map.clone();
+            let (approved, image, origin) =
+                blocking(move || arrival.read(input, &key, approve)).await?;
+            site.begin_log(volume, &map).await?;
+            let disk = Disk { volume, ancestors: Vec::new(), image };
+            let purpose = Purpose::Imported { check: origin == Origin::Elsewhere };
+            let machine = Machine::boot(&site, disk, purpose, &self.stop).await;
+            Ok((approved, Empty(machine.map_err(PortableError::Boot)?)))
+        }
+        .await;
         if arrived.is_err() {
             self.site.remove_volume(volume).await;
         }
         arrived
-    }
-
-    async fn arrive<T, E>(
-        &self,
-        volume: VolumeId,
-        input: impl Read + Send + 'static,
-        key: ArchiveKey,
-        approve: impl FnOnce(&Manifest, Origin) -> Result<T, E> + Send + 'static,
-    ) -> Result<(T, Empty), E>
-    where
-        T: Send + 'static,
-        E: From<PortableError> + Send + 'static,
-    {
-        let site = self.site.clone();
-        let directory = site.pooled_directory(volume);
-        crate::data::create_private(&directory).map_err(PortableError::Local)?;
-        let arrival = Arrival {
-            runtime: Handle::current(),
-            map: directory.join("map.db"),
-            keys: site.keys.of_volume(volume, &[]),
-            store: site.store.clone(),
-            volume,
-        };
-        let map = arrival.map.clone();
-        let (approved, image, origin) =
-            blocking(move || arrival.read(input, &key, approve)).await?;
-        site.begin_log(volume, &map).await?;
-        let disk = Disk { volume, ancestors: Vec::new(), image };
-        let purpose = Purpose::Imported { check: origin == Origin::Elsewhere };
-        let machine = Machine::boot(&site, disk, purpose, &self.stop).await;
-        Ok((approved, Empty(machine.map_err(PortableError::Boot)?)))
     }
 }
 
