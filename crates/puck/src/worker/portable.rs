@@ -46,7 +46,7 @@ pub(crate) enum PortableError {
         action: &'static str,
         /// Why.
         #[source]
-        source: replica::Error,
+        source: Box<replica::Error>,
     },
     /// The bucket has nothing of it yet.
     #[error("the bucket has nothing of this disk yet")]
@@ -56,7 +56,7 @@ pub(crate) enum PortableError {
     NoImage(String),
     /// Its base image cannot be looked for.
     #[error("look for base image {0}")]
-    Image(String, #[source] image::BucketError),
+    Image(String, #[source] Box<image::BucketError>),
     /// A local directory could not be used.
     #[error("use the directory of the disk")]
     Local(#[source] io::Error),
@@ -86,7 +86,7 @@ impl Departing {
         let directory = directory.map_err(PortableError::Local)?;
         let map = directory.path().join("map.db");
         let log = Log::new(keys.log_store(volume, store.clone()), volume::log_prefix(volume));
-        let failed = |source| PortableError::Log { action: "read", source };
+        let failed = |source| PortableError::Log { action: "read", source: Box::new(source) };
         log.restore(&map).await.map_err(failed)?.ok_or(PortableError::Nothing)?;
         let store = store.clone();
         blocking(move || {
@@ -190,7 +190,7 @@ impl Worker {
 impl Site {
     /// Begins the log of a volume with a map that is complete.
     async fn begin_log(&self, volume: VolumeId, map: &Path) -> Result<(), PortableError> {
-        let failed = |source| PortableError::Log { action: "begin", source };
+        let failed = |source| PortableError::Log { action: "begin", source: Box::new(source) };
         let store = self.keys.of_volume(volume, &[]).log_store(volume, self.store.clone());
         let log = Log::new(store, volume::log_prefix(volume));
         let (mut shipper, _) = log.open(map).await.map_err(failed)?;
@@ -239,7 +239,7 @@ impl Arrival {
         let none = || PortableError::NoImage(digest.chars().take(100).collect());
         let parsed: image::Digest = digest.parse().map_err(|_| none())?;
         let has = self.runtime.block_on(image::has(&*self.store, &parsed));
-        let has = has.map_err(|error| PortableError::Image(digest.to_owned(), error))?;
+        let has = has.map_err(|error| PortableError::Image(digest.to_owned(), Box::new(error)))?;
         if has { Ok(()) } else { Err(none()) }
     }
 }
