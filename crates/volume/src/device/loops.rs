@@ -91,8 +91,9 @@ impl Loop {
         drop(exclusive);
         clear(&file)?;
         drop(file);
-        let again = OpenOptions::new().read(true).open(&path)?;
-        poll_until(deadline, || match status(&again) {
+        // Opened anew for each look: while somebody has it open, be it to look, the kernel only remembers that it is to be freed,
+        // and does so when the last one closes it.
+        poll_until(deadline, || match status(&OpenOptions::new().read(true).open(&path)?) {
             Err(Errno::NXIO) => Ok(Some(())),
             // Someone else has it already.
             Ok(other) if other != backing => Ok(Some(())),
