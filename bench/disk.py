@@ -42,6 +42,9 @@ LAG_BYTES_PER_SECOND = 100_000_000
 
 # So long after its last write a volume has nothing to ship.
 QUIET_SECONDS = 5.0
+
+# So long after its last write the files of its log are merged and freed space is given back: it is idle.
+IDLE_AFTER_SECONDS = 330.0
 LAG_SECONDS_MAX = 60.0
 COLD_SECONDS_MAX = 90.0
 
@@ -55,6 +58,7 @@ class Amount:
         self.seconds = "1" if short else "3"
         self.cold_bytes = (256 if short else 512) << 20
         self.lag_seconds = "5" if short else "30"
+        self.idle_after_seconds = QUIET_SECONDS if short else IDLE_AFTER_SECONDS
         self.idle_seconds = 5 if short else 60
         self.trickle_seconds = "10" if short else "180"
         self.scatter_bytes = 100 << 20 if short else 10 * 10**9
@@ -213,6 +217,7 @@ class Disk:
                 seconds = time.monotonic() - started
                 return {"seconds": seconds, **{key: value - before.get(key, 0) for key, value in proxy.counts.items()}}
 
+            time.sleep(self.amount.idle_after_seconds)
             results = {"idle": counted(lambda: time.sleep(self.amount.idle_seconds))}
             results["steady"] = counted(lambda: place.step("trickle", self.amount.trickle_seconds))
             for name in STEPS:

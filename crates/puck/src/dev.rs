@@ -88,14 +88,17 @@ impl Server {
         if self.fenced.is_cancelled() {
             anyhow::bail!("another server owns the bucket now");
         }
-        if self.is_settled() {
-            ownership.release().await?;
+        let released = if self.is_settled() {
+            ownership.release().await
         } else {
             warn!(
                 "the bucket lacks the last writes of some sprites: start again with this data directory"
             );
-        }
-        outcome
+            Ok(())
+        };
+        // Why the server ended comes before why its last request failed.
+        outcome?;
+        Ok(released?)
     }
 
     fn is_settled(&self) -> bool {
