@@ -6,7 +6,7 @@ import json
 import os
 import random
 import tarfile
-from http.client import HTTPConnection
+from http.client import HTTPConnection, IncompleteRead
 from pathlib import Path
 
 import pytest
@@ -276,6 +276,21 @@ def test_archives_on_their_way_are_bounded_and_end_with_the_server(servers, even
         answer = connection.getresponse()
         assert answer.status == 503, answer.read()
         connection.close()
+
+
+def test_an_export_that_is_cut_off_does_not_look_whole(servers):
+    server = servers(options=["--idle-timeout", "10m"]).start()
+    with connect(server) as client:
+        client.create_sprite("origin").run("sh", "-c", "head -c 60M /dev/urandom > data; sync -f .", check=True)
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("GET", "/v1/sprites/origin/export", headers={"Authorization": f"Bearer {server.token}"})
+    answer = connection.getresponse()
+    assert answer.status == 200 and answer.read(1)
+    server.expect_log("an export ends early")
+    server.stop()
+    with pytest.raises((IncompleteRead, ConnectionError)):
+        answer.read()
+    connection.close()
 
 
 @pytest.mark.parametrize("what", ["export", "import"])

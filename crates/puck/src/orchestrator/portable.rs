@@ -29,7 +29,7 @@ use std::{
 use tokio::{
     io::AsyncRead,
     runtime::Handle,
-    sync::{OwnedSemaphorePermit, mpsc},
+    sync::{OwnedSemaphorePermit, mpsc, oneshot},
 };
 use tokio_util::{
     io::{StreamReader, SyncIoBridge},
@@ -65,18 +65,28 @@ pub(super) async fn export(
     let (parts, mut waiting) = mpsc::channel(PARTS_WAITING_MAX);
     let runtime = Handle::current();
     let stop = orchestrator.stop.clone();
+    let (whole, ended) = oneshot::channel();
     orchestrator.tasks.spawn_blocking(move || {
         let _permit = permit;
         let part = Vec::with_capacity(PART_BYTES);
-        let out = Parts { parts: parts.clone(), part, runtime: runtime.clone(), stop };
-        if let Err(error) = departing.write(&runtime, out, Some(key), &manifest) {
-            let failure = &error as &dyn std::error::Error;
-            warn!(sprite = manifest.name, error = failure, "an export ends early");
-            // The client must not take what it has for the whole. It may have gone, or not be listening.
-            let _ = parts.try_send(Err(io::Error::other("the export failed")));
+        let out = Parts { parts, part, runtime: runtime.clone(), stop };
+        match departing.write(&runtime, out, Some(key), &manifest) {
+            // The client may have gone with the last part.
+            Ok(()) => drop(whole.send(())),
+            Err(error) => {
+                let failure = &error as &dyn std::error::Error;
+                warn!(sprite = manifest.name, error = failure, "an export ends early");
+            }
         }
     });
-    let body = futures::stream::poll_fn(move |context| waiting.poll_recv(context));
+    let parts = futures::stream::poll_fn(move |context| {
+        waiting.poll_recv(context).map(|part| part.map(Ok))
+    });
+    // The client must not take what it has for the whole, whatever ended the writing.
+    let end = futures::stream::once(ended).filter_map(|ended| {
+        std::future::ready(ended.err().map(|_| Err(io::Error::other("the export failed"))))
+    });
+    let body = parts.chain(end);
     let file = format!("attachment; filename=\"{}.tar\"", record.name);
     let headers =
         [(header::CONTENT_TYPE, "application/x-tar"), (header::CONTENT_DISPOSITION, &file)];
@@ -192,7 +202,7 @@ fn broken(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error
 
 /// Passes what is written on to a body, until its client takes nothing for too long or the server stops.
 struct Parts {
-    parts: mpsc::Sender<io::Result<Bytes>>,
+    parts: mpsc::Sender<Bytes>,
     part: Vec<u8>,
     runtime: Handle,
     stop: CancellationToken,
@@ -212,7 +222,7 @@ impl Write for Parts {
             return Ok(());
         }
         let part = std::mem::replace(&mut self.part, Vec::with_capacity(PART_BYTES));
-        let sending = tokio::time::timeout(STALL_MAX, self.parts.send(Ok(part.into())));
+        let sending = tokio::time::timeout(STALL_MAX, self.parts.send(part.into()));
         self.runtime.block_on(async {
             tokio::select! {
                 () = self.stop.cancelled() => Err(broken("the server stops")),
