@@ -6,6 +6,7 @@ import json
 import os
 import random
 import tarfile
+import threading
 from http.client import HTTPConnection, IncompleteRead
 from pathlib import Path
 
@@ -278,7 +279,7 @@ def test_archives_on_their_way_are_bounded_and_end_with_the_server(servers, even
         connection.close()
 
 
-def test_an_export_that_is_cut_off_does_not_look_whole(servers):
+def test_an_export_that_is_cut_off_does_not_look_whole(servers, eventually):
     server = servers(options=["--idle-timeout", "10m"]).start()
     with connect(server) as client:
         client.create_sprite("origin").run("sh", "-c", "head -c 60M /dev/urandom > data; sync -f .", check=True)
@@ -287,10 +288,14 @@ def test_an_export_that_is_cut_off_does_not_look_whole(servers):
     answer = connection.getresponse()
     assert answer.status == 200 and answer.read(1)
     server.expect_log("an export ends early")
-    server.stop()
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    # While the server still serves what it has begun, the client takes everything that there is.
+    eventually("it ends early", lambda: "an export ends early" in server.log())
     with pytest.raises((IncompleteRead, ConnectionError)):
         answer.read()
     connection.close()
+    stopping.join()
 
 
 @pytest.mark.parametrize("what", ["export", "import"])
