@@ -12,6 +12,7 @@
 //! What is present survives a clean close in `cache.index`, which counts only for exactly the map's position and head.
 
 mod index;
+mod page;
 mod queue;
 
 use crate::{
@@ -20,14 +21,16 @@ use crate::{
     sync::lock,
 };
 pub(crate) use index::Tag;
+pub(crate) use page::PageBuffer;
+use page::is_page_aligned;
 use queue::Queue;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use std::{
     collections::HashMap,
     fs::{File, OpenOptions},
     io,
     ops::Range,
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -35,10 +38,16 @@ use std::{
 /// The blocks of an extent: 64 KiB, the size of a segment's run.
 pub(crate) const EXTENT_BLOCKS: u32 = 16;
 
+/// Fills of so many bytes go past the page cache, if they lie at a page. Who wrote them has them in the page cache of the
+/// disk above; a second copy costs memory and the time to make it, and a large write is quick without.
+const DIRECT_BYTES_MIN: usize = 256 << 10;
+
 /// The cache of one volume.
 #[derive(Debug)]
 pub(crate) struct Cache {
     file: File,
+    /// The same file past the page cache, where the filesystem can do that.
+    direct: Option<File>,
     index_path: PathBuf,
     bytes_max: u64,
     state: Mutex<State>,
@@ -66,6 +75,8 @@ impl Cache {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let file = file.attempt("open the cache")?;
+        let flags = i32::try_from(OFlags::DIRECT.bits()).expect("flags of an open are few");
+        let direct = OpenOptions::new().write(true).custom_flags(flags).open(&path).ok();
         let mut state = State::default();
         let saved = index::load(&index_path, tag);
         // The index must never outlive a change of the cache, so it goes before the first one.
@@ -79,7 +90,7 @@ impl Cache {
             None => file.set_len(0).attempt("empty the cache")?,
         }
         file.set_len(crate::VOLUME_BYTES).attempt("size the cache")?;
-        Ok(Self { file, index_path, bytes_max, state: Mutex::new(state) })
+        Ok(Self { file, direct, index_path, bytes_max, state: Mutex::new(state) })
     }
 
     /// A ticket for blocks that are about to be looked up in the map.
@@ -143,7 +154,7 @@ impl Cache {
         if self.bytes_max == 0 {
             return true;
         }
-        if let Err(error) = self.file.write_all_at(data, byte_offset(first)) {
+        if let Err(error) = self.write(first, data) {
             tracing::debug!(%error, "cannot write to the cache");
             return true;
         }
@@ -152,6 +163,19 @@ impl Cache {
         }
         self.evict(&mut state);
         true
+    }
+
+    fn write(&self, first: u32, data: &[u8]) -> io::Result<()> {
+        let offset = byte_offset(first);
+        if let Some(direct) = &self.direct
+            && data.len() >= DIRECT_BYTES_MIN
+            && is_page_aligned(data)
+            && direct.write_all_at(data, offset).is_ok()
+        {
+            return Ok(());
+        }
+        // Also where a disk wants a larger alignment than a page.
+        self.file.write_all_at(data, offset)
     }
 
     /// Takes blocks out, because the map is about to say something else about them.

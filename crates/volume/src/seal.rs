@@ -11,12 +11,13 @@
 
 use crate::{
     BLOCK_BYTES, Settings,
+    cache::{Cache, PageBuffer, Ticket},
     error::{Attempt as _, Error, ErrorKind},
     failpoint::Point,
     map::{Commit, NewSegment},
     memory,
     reclaim::{RECLAIM_DELAY, Reclaim},
-    segment::{BlockEntry, Contents, Encoded, SegmentName, StoredRuns, encode},
+    segment::{BlockEntry, Contents, Encoded, RunWriter, SegmentName, StoredRuns, encode},
     sync::{lock, read, write},
     tail::{Batch, Unsealed},
     volume::{Health, Shared, Ship},
@@ -40,11 +41,15 @@ const PUTS_MAX: usize = 3;
 /// the log from ever being shipped while somebody writes on.
 const COMMITS_MAX: usize = 4;
 
+/// Blocks that go into the cache at once: 1 MiB.
+const FILL_BLOCKS_MAX: usize = 256;
+
 /// Tries of the first shipping: with the default waits, they go on for about a minute.
 const OPEN_RETRIES_MAX: u32 = 18;
 
 /// After so many sealed bytes in a row, the memory that they took is given back to the system.
 const TRIM_BYTES: u64 = 4 << 20;
+const TRIM_BYTES_BUSY: u64 = 64 << 20;
 
 /// Seals until the task is aborted.
 pub(crate) async fn run(shared: Arc<Shared>) {
@@ -131,6 +136,11 @@ async fn drain(shared: &Arc<Shared>) -> bool {
         shared.shipped(last.number, last.sequence_last);
         failpoints.reach(Point::JournalReleased).await;
         sealed_bytes += last.journal_bytes;
+        // A disk that is written to without a pause would never come to the end.
+        if sealed_bytes >= TRIM_BYTES_BUSY {
+            memory::trim();
+            sealed_bytes = 0;
+        }
     }
 }
 
@@ -251,6 +261,8 @@ fn gather(batch: &Batch) -> Result<(Contents, StoredRuns), Error> {
         Some(last) if last.end == range.start => last.end = range.end,
         _ => zeros.push(range),
     };
+    let bytes_max = usize::try_from(batch.journal_bytes).expect("a batch fits memory");
+    let mut runs = RunWriter::new(bytes_max).attempt("compress a segment")?;
     let mut buffer = Vec::new();
     for (range, value) in batch.extents.iter() {
         let Unsealed::Data(place) = value else {
@@ -264,12 +276,11 @@ fn gather(batch: &Batch) -> Result<(Contents, StoredRuns), Error> {
                 zero(&mut contents.zeros, block..block + 1);
             } else {
                 contents.blocks.push(BlockEntry { block, crc: crc32c::crc32c(data) });
-                contents.data.extend_from_slice(data);
+                runs.push(data).attempt("compress a segment")?;
             }
         }
     }
-    let runs = StoredRuns::new(&contents.data).attempt("compress a segment")?;
-    Ok((contents, runs))
+    Ok((contents, runs.finish().attempt("compress a segment")?))
 }
 
 fn is_zero(block: &[u8]) -> bool {
@@ -337,15 +348,37 @@ fn commit_now(shared: &Shared, prepared: &Prepared) -> Result<(), Error> {
     lock(&shared.backlog).committed.push_back((batch.journal_bytes, batch.first_write));
     write(&shared.tail).committed(batch.number);
     contents.zeros.iter().for_each(|range| shared.cache.punch(range.clone()));
-    let mut at = 0;
-    for group in contents.blocks.chunk_by(|a, b| a.block + 1 == b.block) {
-        let end = at + group.len() * BLOCK_BYTES;
-        shared.cache.fill(
-            ticket,
-            group.first().map_or(0, |entry| entry.block),
-            &contents.data[at..end],
-        );
-        at = end;
+    fill_cache(&shared.cache, ticket, batch, &contents.blocks);
+    Ok(())
+}
+
+/// Copies a batch that was committed to the cache, from the journal, which keeps it until the log is shipped: in memory it
+/// would wait for the bucket. Failure is no failure, since what the cache lacks is read from the bucket.
+fn fill_cache(cache: &Cache, ticket: Ticket, batch: &Batch, blocks: &[BlockEntry]) {
+    let mut buffer = PageBuffer::new(blocks.len().min(FILL_BLOCKS_MAX) * BLOCK_BYTES);
+    let groups = blocks
+        .chunk_by(|a, b| a.block + 1 == b.block)
+        .flat_map(|group| group.chunks(FILL_BLOCKS_MAX));
+    for group in groups {
+        let first = group.first().map_or(0, |entry| entry.block);
+        let data = &mut buffer.bytes_mut()[..group.len() * BLOCK_BYTES];
+        match read_journal(batch, first, data) {
+            Ok(()) => _ = cache.fill(ticket, first, data),
+            Err(error) => tracing::debug!(%error, "cannot read what goes into the cache"),
+        }
+    }
+}
+
+/// Reads consecutive blocks of a batch that all have data.
+fn read_journal(batch: &Batch, first: u32, buffer: &mut [u8]) -> std::io::Result<()> {
+    let count = u32::try_from(buffer.len() / BLOCK_BYTES).expect("a fill is bounded");
+    let mut rest = buffer;
+    for (range, value) in batch.extents.overlapping(first..first + count) {
+        let (part, behind) = rest.split_at_mut(range.len() * BLOCK_BYTES);
+        if let Unsealed::Data(place) = value {
+            place.read(part)?;
+        }
+        rest = behind;
     }
     Ok(())
 }

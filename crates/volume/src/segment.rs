@@ -153,8 +153,6 @@ impl Codec {
 pub(crate) struct Contents {
     pub blocks: Vec<BlockEntry>,
     pub zeros: Vec<Range<u32>>,
-    /// The blocks' bytes, one after the other.
-    pub data: Vec<u8>,
 }
 
 /// A block of a segment.
@@ -164,7 +162,67 @@ pub(crate) struct BlockEntry {
     pub crc: u32,
 }
 
-/// Runs ready to be stored. Compressing them does not depend on the segment's name, which a collision may change.
+/// Makes runs of the blocks of a segment, which come one by one in ascending order: beside what is stored, only one run is
+/// in memory. Compressing does not depend on the segment's name, which a collision may change.
+pub(crate) struct RunWriter {
+    compressor: zstd::bulk::Compressor<'static>,
+    /// The blocks of the run that is not full yet.
+    raw: Vec<u8>,
+    table: Vec<u8>,
+    stored: Vec<u8>,
+    count: u32,
+}
+
+impl RunWriter {
+    /// For so many bytes of blocks at most.
+    pub(crate) fn new(bytes_max: usize) -> std::io::Result<Self> {
+        Ok(Self {
+            compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?,
+            raw: Vec::with_capacity(RUN_BLOCKS as usize * BLOCK_BYTES),
+            table: Vec::new(),
+            stored: Vec::with_capacity(bytes_max),
+            count: 0,
+        })
+    }
+
+    /// Adds one block.
+    pub(crate) fn push(&mut self, block: &[u8]) -> std::io::Result<()> {
+        self.raw.extend_from_slice(block);
+        if self.raw.len() == RUN_BLOCKS as usize * BLOCK_BYTES {
+            self.end_run()?;
+        }
+        Ok(())
+    }
+
+    /// Compresses the run where that saves a tenth.
+    fn end_run(&mut self) -> std::io::Result<()> {
+        let compressed = self.compressor.compress(&self.raw)?;
+        let (codec, stored) = if compressed.len() <= self.raw.len() - self.raw.len() / 10 {
+            (Codec::Zstd, &compressed)
+        } else {
+            (Codec::Plain, &self.raw)
+        };
+        let length = u32::try_from(stored.len()).expect("a run is at most 64 KiB");
+        for field in [length, codec.number(), crc32c::crc32c(stored)] {
+            self.table.extend_from_slice(&field.to_le_bytes());
+        }
+        self.stored.extend_from_slice(stored);
+        self.count += 1;
+        self.raw.clear();
+        Ok(())
+    }
+
+    /// The runs of all blocks.
+    pub(crate) fn finish(mut self) -> std::io::Result<StoredRuns> {
+        if !self.raw.is_empty() {
+            self.end_run()?;
+        }
+        let Self { table, stored, count, .. } = self;
+        Ok(StoredRuns { table, data: Bytes::from(stored), count })
+    }
+}
+
+/// Runs ready to be stored.
 #[derive(Debug)]
 pub(crate) struct StoredRuns {
     table: Vec<u8>,
@@ -173,28 +231,6 @@ pub(crate) struct StoredRuns {
 }
 
 impl StoredRuns {
-    /// Compresses the data where that saves a tenth.
-    pub(crate) fn new(data: &[u8]) -> std::io::Result<Self> {
-        let mut compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)?;
-        let (mut table, mut stored_runs, mut count) =
-            (Vec::new(), Vec::with_capacity(data.len()), 0);
-        for raw in data.chunks(RUN_BLOCKS as usize * BLOCK_BYTES) {
-            let compressed = compressor.compress(raw)?;
-            let (codec, stored) = if compressed.len() <= raw.len() - raw.len() / 10 {
-                (Codec::Zstd, compressed.as_slice())
-            } else {
-                (Codec::Plain, raw)
-            };
-            let length = u32::try_from(stored.len()).expect("a run is at most 64 KiB");
-            for field in [length, codec.number(), crc32c::crc32c(stored)] {
-                table.extend_from_slice(&field.to_le_bytes());
-            }
-            stored_runs.extend_from_slice(stored);
-            count += 1;
-        }
-        Ok(Self { table, data: Bytes::from(stored_runs), count })
-    }
-
     /// The run table as the map stores it.
     pub(crate) fn table(&self) -> &[u8] {
         &self.table

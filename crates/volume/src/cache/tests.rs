@@ -1,6 +1,6 @@
 //! The cache holds what it was given, within its bound, and nothing after a change of the map.
 
-use super::{Cache, Tag};
+use super::{Cache, DIRECT_BYTES_MIN, PageBuffer, Tag};
 use crate::{BLOCK_BYTES, VolumeId, journal::Position, map::LayerId};
 use std::os::unix::fs::MetadataExt as _;
 
@@ -41,6 +41,34 @@ fn a_fill_from_before_a_removal_is_dropped() {
     cache.remove(std::iter::once(5..6));
     assert!(!cache.fill(ticket, 5, &blocks(1, 1)));
     assert_eq!(read(&cache, 0..16), []);
+}
+
+#[test]
+fn a_large_fill_is_there_whatever_was_in_the_page_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), 1 << 24, &tag()).unwrap();
+    // Small fills are in the page cache and not yet on the disk when the large one goes past it.
+    for block in 0..256 {
+        assert!(cache.fill(cache.ticket(), block, &blocks(1, 1)));
+    }
+    let mut page = PageBuffer::new(DIRECT_BYTES_MIN);
+    page.bytes_mut().fill(7);
+    assert!(cache.fill(cache.ticket(), 100, page.bytes_mut()));
+    let found = read(&cache, 0..256);
+    assert_eq!(found.len(), 256);
+    for (block, byte) in found {
+        assert_eq!(byte, if (100..164).contains(&block) { 7 } else { 1 }, "block {block}");
+    }
+}
+
+#[test]
+fn a_fill_that_begins_inside_a_page_of_memory_is_no_worse() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), 1 << 24, &tag()).unwrap();
+    let mut page = PageBuffer::new(DIRECT_BYTES_MIN + 1);
+    page.bytes_mut().fill(7);
+    assert!(cache.fill(cache.ticket(), 3, &page.bytes_mut()[1..]));
+    assert_eq!(read(&cache, 0..256).len(), DIRECT_BYTES_MIN / BLOCK_BYTES);
 }
 
 #[test]

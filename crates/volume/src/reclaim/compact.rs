@@ -19,13 +19,14 @@ use crate::{
     fetch::Wanted,
     map::{Move, Repoint, Sparse},
     seal::{blocking, put_segment},
-    segment::{BlockEntry, Contents, Head, StoredRuns},
+    segment::{BlockEntry, Contents, Head, RunWriter, StoredRuns},
     volume::Shared,
 };
 use jiff::Timestamp;
 use object_store::ObjectStoreExt as _;
 use std::{
     collections::BTreeSet,
+    io,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -207,28 +208,25 @@ impl Gathered {
     }
 
     /// What a segment is made of, and where it came from, in the order of the blocks' numbers.
-    fn into_contents(self) -> (Contents, Vec<Move>) {
+    fn into_contents(self) -> io::Result<(Contents, StoredRuns, Vec<Move>)> {
         let mut sorted: Vec<(Move, Vec<u8>)> = self.moves.into_iter().zip(self.data).collect();
         sorted.sort_by_key(|(found, _)| found.block);
         let mut contents = Contents::default();
+        let mut runs = RunWriter::new(sorted.len() * BLOCK_BYTES)?;
         let mut moves = Vec::with_capacity(sorted.len());
         for (found, data) in sorted {
             contents.blocks.push(BlockEntry { block: found.block, crc: found.crc });
-            contents.data.extend_from_slice(&data);
+            runs.push(&data)?;
             moves.push(found);
         }
-        (contents, moves)
+        Ok((contents, runs.finish()?, moves))
     }
 }
 
 /// Segment, then map, then log, as for what is sealed.
 async fn put(shared: &Arc<Shared>, gathered: Gathered) -> Result<(), Error> {
-    let (contents, moves, runs) = blocking(move || {
-        let (contents, moves) = gathered.into_contents();
-        let runs = StoredRuns::new(&contents.data).attempt("compress a segment")?;
-        Ok((contents, moves, runs))
-    })
-    .await?;
+    let (contents, runs, moves) =
+        blocking(move || gathered.into_contents().attempt("compress a segment")).await?;
     let (segment, orphans) = put_segment(shared, &contents, &runs).await;
     drop((contents, runs));
     shared

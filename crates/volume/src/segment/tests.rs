@@ -1,7 +1,7 @@
 //! A whole segment is parsed back from its own bytes, and every damaged one is refused.
 
-use super::{BlockEntry, Contents, HEADER_BYTES, MAGIC, Run, SegmentName, StoredRuns, VERSION};
-use super::{decrypt_head, encode, encode_head, head_crc, parse_runs};
+use super::{BlockEntry, Contents, HEADER_BYTES, MAGIC, Run, RunWriter, SegmentName};
+use super::{StoredRuns, VERSION, decrypt_head, encode, encode_head, head_crc, parse_runs};
 use crate::{
     BLOCK_BYTES, VolumeId,
     decode::{DecodeError, Fields},
@@ -57,13 +57,15 @@ fn parse(bytes: &[u8]) -> Result<Parsed, DecodeError> {
     Ok(Parsed { epoch, sequence, blocks, zeros, runs })
 }
 
-fn sample() -> (SegmentName, Contents, Vec<u8>) {
+/// A name, blocks and their bytes.
+fn blocks() -> (SegmentName, Contents, Vec<u8>) {
     let name = SegmentName { volume: VolumeId::now(), epoch: 3, sequence: 0x1_0000_0001 };
     let mut contents = Contents { zeros: vec![7..9, 100..4_000_000], ..Contents::default() };
+    let mut data = Vec::new();
     for block in 0..40u32 {
         // Half of the blocks compress well, the others not at all.
         let mut state = u64::from(block) + 1;
-        let data: Vec<u8> = (0..BLOCK_BYTES)
+        let bytes: Vec<u8> = (0..BLOCK_BYTES)
             .map(|_| {
                 state ^= state << 13;
                 state ^= state >> 7;
@@ -71,18 +73,30 @@ fn sample() -> (SegmentName, Contents, Vec<u8>) {
                 if block < 20 { 5 } else { (state >> 24) as u8 }
             })
             .collect();
-        contents.blocks.push(BlockEntry { block: block * 3, crc: crc32c::crc32c(&data) });
-        contents.data.extend_from_slice(&data);
+        contents.blocks.push(BlockEntry { block: block * 3, crc: crc32c::crc32c(&bytes) });
+        data.extend(bytes);
     }
-    let runs = StoredRuns::new(&contents.data).unwrap();
+    (name, contents, data)
+}
+
+fn runs_of(data: &[u8]) -> StoredRuns {
+    let mut runs = RunWriter::new(data.len()).unwrap();
+    data.chunks(BLOCK_BYTES).for_each(|block| runs.push(block).unwrap());
+    runs.finish().unwrap()
+}
+
+/// A segment and the bytes of its blocks.
+fn sample() -> (SegmentName, Contents, Vec<u8>, Vec<u8>) {
+    let (name, contents, data) = blocks();
+    let runs = runs_of(&data);
     let mut bytes = encode_head(&name, &contents, &runs);
     bytes.extend_from_slice(&runs.data());
-    (name, contents, bytes)
+    (name, contents, bytes, data)
 }
 
 #[test]
 fn round_trips() {
-    let (name, contents, bytes) = sample();
+    let (name, contents, bytes, written) = sample();
     let parsed = parse(&bytes).unwrap();
     assert_eq!((parsed.epoch, parsed.sequence), (name.epoch, name.sequence));
     assert_eq!(parsed.blocks, contents.blocks);
@@ -95,13 +109,13 @@ fn round_trips() {
             run.decode((&name, 0), stored, &Keys::none()).unwrap()
         })
         .collect();
-    assert!(data == contents.data);
-    assert!(bytes.len() < contents.data.len() * 3 / 4, "the runs of one byte shrink");
+    assert!(data == written);
+    assert!(bytes.len() < written.len() * 3 / 4, "the runs of one byte shrink");
 }
 
 #[test]
 fn any_flipped_byte_is_refused() {
-    let (_, _, bytes) = sample();
+    let (_, _, bytes, _) = sample();
     for at in (0..bytes.len()).step_by(13).chain(0..HEADER_BYTES) {
         let mut damaged = bytes.clone();
         damaged[at] ^= 0x41;
@@ -111,7 +125,7 @@ fn any_flipped_byte_is_refused() {
 
 #[test]
 fn any_truncation_is_refused() {
-    let (_, _, bytes) = sample();
+    let (_, _, bytes, _) = sample();
     for length in (0..bytes.len()).step_by(97).chain(bytes.len() - 3..bytes.len()) {
         assert!(parse(&bytes[..length]).is_err(), "{length} bytes");
     }
@@ -119,7 +133,7 @@ fn any_truncation_is_refused() {
 
 #[test]
 fn keys_carry_epoch_and_sequence() {
-    let (name, _, _) = sample();
+    let (name, ..) = sample();
     let key = name.key().to_string();
     let prefix = format!("volumes/{}/segments/", name.volume);
     let rest = key.strip_prefix(&prefix).unwrap();
@@ -127,12 +141,12 @@ fn keys_carry_epoch_and_sequence() {
     assert!(rest.ends_with("/0000000000000003-0000000100000001"), "{rest}");
 }
 
-fn encrypted() -> (SegmentName, Contents, Keys, super::Encoded) {
-    let (name, contents, _) = sample();
+/// Contents with the bytes of their blocks.
+fn encrypted() -> (SegmentName, (Contents, Vec<u8>), Keys, super::Encoded) {
+    let (name, contents, data) = blocks();
     let keys = Keys::none().with(name.volume, SecretKey::from_bytes([3; 32].into()));
-    let runs = StoredRuns::new(&contents.data).unwrap();
-    let encoded = encode(&name, &contents, &runs, &keys);
-    (name, contents, keys, encoded)
+    let encoded = encode(&name, &contents, &runs_of(&data), &keys);
+    (name, (contents, data), keys, encoded)
 }
 
 fn decode(
@@ -154,21 +168,21 @@ fn decode(
 
 #[test]
 fn an_encrypted_segment_round_trips_and_shows_nothing() {
-    let (name, contents, keys, encoded) = encrypted();
-    assert!(decode(&name, &keys, &encoded).unwrap() == contents.data);
+    let (name, (contents, written), keys, encoded) = encrypted();
+    assert!(decode(&name, &keys, &encoded).unwrap() == written);
     let head = decrypt_head(&name, &encoded.head, &keys).unwrap();
     let first = &head[HEADER_BYTES..HEADER_BYTES + 8];
     assert_eq!(first[..4], contents.blocks[0].block.to_le_bytes());
     assert!(!encoded.head.windows(8).any(|window| window == first), "no block list in clear");
-    let noise = &contents.data[30 * BLOCK_BYTES..30 * BLOCK_BYTES + 32];
+    let noise = &written[30 * BLOCK_BYTES..30 * BLOCK_BYTES + 32];
     assert!(!encoded.data.windows(32).any(|window| window == noise), "no block in clear");
-    let again = encode(&name, &contents, &StoredRuns::new(&contents.data).unwrap(), &keys);
+    let again = encode(&name, &contents, &runs_of(&written), &keys);
     assert!(again.data == encoded.data && again.head == encoded.head, "our own is recognised");
 }
 
 #[test]
 fn another_key_another_name_and_another_place_are_refused() {
-    let (name, contents, keys, encoded) = encrypted();
+    let (name, (contents, written), keys, encoded) = encrypted();
     assert_eq!(decode(&name, &Keys::none(), &encoded).unwrap_err(), DecodeError::NoKey);
     let wrong = Keys::none().with(name.volume, SecretKey::from_bytes([4; 32].into()));
     assert_eq!(decode(&name, &wrong, &encoded).unwrap_err(), DecodeError::WrongKey);
@@ -185,6 +199,6 @@ fn another_key_another_name_and_another_place_are_refused() {
         damaged[at] ^= 1;
         assert!(decrypt_head(&name, &damaged, &keys).is_err(), "byte {at}");
     }
-    let plain = encode(&name, &contents, &StoredRuns::new(&contents.data).unwrap(), &Keys::none());
+    let plain = encode(&name, &contents, &runs_of(&written), &Keys::none());
     assert_eq!(decrypt_head(&name, &plain.head, &keys).unwrap_err(), DecodeError::Plain);
 }

@@ -53,7 +53,7 @@ impl Whole {
         }
         let count = u32::try_from(head.runs.len()).map_err(|_| DecodeError::Value("count"))?;
         Ok(Self {
-            contents: Contents { blocks: head.blocks, zeros: head.zeros, data: Vec::new() },
+            contents: Contents { blocks: head.blocks, zeros: head.zeros },
             runs: StoredRuns { table, data: data.into(), count },
         })
     }
