@@ -6,7 +6,11 @@
 //! directory that only the worker and the agent see.
 
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
 use zeroize::Zeroizing;
 
 /// Where the agent finds its [`Boot`] as JSON, inside the machine.
@@ -60,6 +64,9 @@ pub const KEYS: &str = "/keys";
 /// `If-None-Match: *` to create only) and `DELETE` of `/objects/KEY`; `GET /objects?prefix=P`, with `&after=KEY` only what
 /// comes after a key, lists as [`ObjectList`].
 pub const OBJECTS: &str = "/objects";
+
+/// A machine's address as its programs know it: the same in every machine.
+pub const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
 /// How many ids a machine has: container id `n` is host id `uid_start + n`.
 pub const UID_COUNT: u32 = 65_536;

@@ -1,4 +1,5 @@
-//! The HTTP and WebSocket API of one sprite, served by its own agent: exec, files, checkpoints, health, restart.
+//! The HTTP and WebSocket API of one sprite, served by its own agent: exec, files, checkpoints, ports, connections,
+//! health, restart.
 //!
 //! Paths arrive as the client sent them, `/v1/sprites/{name}/…`; a name that is not this machine's sprite is answered with
 //! 404. Everything that a client can get wrong is answered with a JSON body ([`answer::Refusal`]); nothing here panics on
@@ -15,6 +16,9 @@ pub(crate) mod checkpoints;
 mod exec;
 mod files;
 mod lines;
+mod message;
+mod ports;
+mod proxy;
 pub(crate) mod restart;
 pub(crate) mod sandbox;
 mod session;
@@ -23,8 +27,8 @@ mod tests;
 mod volume;
 
 use self::{
-    activity::Activity, answer::Refusal, checkpoints::Checkpoints, files::Files, restart::Restart,
-    sandbox::Sandbox, session::Sessions,
+    activity::Activity, answer::Refusal, checkpoints::Checkpoints, files::Files, ports::Ports,
+    restart::Restart, sandbox::Sandbox, session::Sessions,
 };
 use axum::{
     Router,
@@ -36,7 +40,7 @@ use axum::{
 use guest::protocol::Identity;
 use percent_encoding::percent_decode_str;
 use std::{sync::Arc, time::Duration};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 /// How long a call waits for a container while there is none.
 const SANDBOX_WAIT: Duration = Duration::from_secs(60);
@@ -50,6 +54,9 @@ pub(crate) struct Agent {
     activity: Arc<Activity>,
     sessions: Sessions,
     files: Files,
+    ports: Arc<Ports>,
+    /// The places of proxied connections.
+    connections: Arc<Semaphore>,
 }
 
 impl Agent {
@@ -70,6 +77,8 @@ impl Agent {
             activity: Activity::new(),
             sessions: Sessions::default(),
             files: Files::default(),
+            ports: Ports::new(),
+            connections: Arc::new(Semaphore::new(proxy::CONNECTIONS_MAX)),
         })
     }
 
@@ -145,6 +154,8 @@ pub(crate) fn router(agent: Arc<Agent>) -> Router {
         .merge(files::router())
         .merge(checkpoints::router())
         .merge(check::router())
+        .merge(ports::router())
+        .merge(proxy::router())
         .merge(restart::router())
         .merge(volume::router())
         .fallback(no_such_route);

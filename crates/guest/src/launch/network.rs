@@ -7,6 +7,7 @@
 //! Version 6 of the protocol stays off on the cable; inside, the loopback interface has it.
 
 use super::Network;
+use crate::protocol::INSIDE;
 use rustix::process::Pid;
 use std::{
     io::{self, Write},
@@ -17,9 +18,6 @@ use std::{
 
 /// The interface in the machine.
 const INTERFACE: &str = "spr0";
-
-/// The machine's address as its programs know it.
-const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
 /// The machine's router as its programs know it.
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);

@@ -7,6 +7,7 @@ mod exec;
 mod files;
 mod hostile;
 mod local;
+mod ports;
 mod post;
 
 use super::{
@@ -219,7 +220,17 @@ impl Socket {
         self.send(Message::binary(vec![4])).await;
     }
 
+    /// The next message that is not about ports: other tests open some in the same network.
     async fn next(&mut self) -> Option<Message> {
+        loop {
+            match self.any().await {
+                Some(Message::Text(text)) if text.contains(r#""type":"port_"#) => {}
+                message => return message,
+            }
+        }
+    }
+
+    async fn any(&mut self) -> Option<Message> {
         within(self.websocket.next()).await.and_then(Result::ok)
     }
 

@@ -119,7 +119,7 @@ async fn operate(socket: &mut Socket, agent: &Agent, op: &str, query: &Query) ->
     };
     let _hold = agent.activity.hold(format!("session {}", attached.session.id));
     drop(connecting);
-    match socket.run(attached, Dialect::Control).await {
+    match socket.run(attached, Dialect::Control, &agent.ports).await {
         Ended::Gone => false,
         Ended::Exited(code) => {
             socket

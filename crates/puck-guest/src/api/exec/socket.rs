@@ -8,9 +8,14 @@ use super::{Target, signal, start};
 use crate::api::{
     Agent,
     activity::Hold,
+    message,
+    ports::{Changes, Ports},
     session::{Attached, Piece, Session, Step},
 };
-use api::exec::{ClientMessage, FRAME_PAYLOAD_MAX, Frame, KEEPALIVE, ServerMessage, TerminalSize};
+use api::{
+    exec::{ClientMessage, FRAME_PAYLOAD_MAX, Frame, KEEPALIVE, ServerMessage, TerminalSize},
+    ports::PortChange,
+};
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use bytes::Bytes;
 use futures::{
@@ -72,7 +77,7 @@ pub(super) async fn serve(websocket: WebSocket, agent: &Agent, target: Target, c
             Ok(attached) => (attached, Dialect::Exec),
             Err(refusal) => {
                 let error = ServerMessage::Error { message: refusal.message().to_owned() };
-                if socket.send(text(&error)).await {
+                if socket.send(message::json(&error)).await {
                     socket.close(close_code::ERROR).await;
                 }
                 return;
@@ -82,7 +87,7 @@ pub(super) async fn serve(websocket: WebSocket, agent: &Agent, target: Target, c
     let _hold = agent.activity.hold(format!("session {}", attached.session.id));
     drop(connecting);
     let has_terminal = attached.session.facts.tty.is_some();
-    if let Ended::Exited(code) = socket.run(attached, dialect).await {
+    if let Ended::Exited(code) = socket.run(attached, dialect, &agent.ports).await {
         let failed_terminal = has_terminal && code != 0;
         socket
             .close(if failed_terminal {
@@ -116,16 +121,25 @@ impl Socket {
         }
     }
 
-    /// Runs one command to its end or the client's.
-    pub(super) async fn run(&mut self, mut attached: Attached, dialect: Dialect) -> Ended {
-        if !self.send(text(&session_info(&attached))).await {
+    /// Runs one command to its end or the client's, and tells the client which ports open and close meanwhile.
+    pub(super) async fn run(
+        &mut self,
+        mut attached: Attached,
+        dialect: Dialect,
+        ports: &Arc<Ports>,
+    ) -> Ended {
+        let mut changes = ports
+            .changes()
+            .inspect_err(|error| tracing::warn!(%error, "a client does not hear of ports"))
+            .ok();
+        if !self.send(message::json(&session_info(&attached))).await {
             return Ended::Gone;
         }
         let (remarks, mut remarked) = mpsc::channel(REMARKS_MAX);
         let session = Arc::clone(&attached.session);
         let client = Client { session: &session, is_owner: attached.is_owner, dialect, remarks };
         tokio::select! {
-            ended = transmit(&mut self.tx, &mut attached, &mut remarked) => ended,
+            ended = transmit(&mut self.tx, &mut attached, &mut remarked, &mut changes) => ended,
             () = client.receive(&mut self.rx) => Ended::Gone,
         }
     }
@@ -145,16 +159,11 @@ fn session_info(attached: &Attached) -> ServerMessage {
     }
 }
 
-/// A text message from the server.
-pub(super) fn text(message: &ServerMessage) -> Message {
-    // Strings and numbers always serialize; were it ever otherwise, an empty object is a message that clients ignore.
-    Message::text(serde_json::to_string(message).unwrap_or_else(|_| "{}".to_owned()))
-}
-
 async fn transmit(
     tx: &mut SplitSink<WebSocket, Message>,
     attached: &mut Attached,
     remarked: &mut mpsc::Receiver<Message>,
+    changes: &mut Option<Changes>,
 ) -> Ended {
     let mut batch: Vec<Bytes> = Vec::new();
     loop {
@@ -163,13 +172,14 @@ async fn transmit(
                 Step::Frames => send_all(tx, &mut batch).await,
                 Step::End(code) => {
                     let exit = match attached.session.facts.tty {
-                        Some(_) => text(&ServerMessage::Exit { exit_code: code, code }),
+                        Some(_) => message::json(&ServerMessage::Exit { exit_code: code, code }),
                         None => Message::binary(Frame::Exit(code).encode()),
                     };
                     return if tx.send(exit).await.is_ok() { Ended::Exited(code) } else { Ended::Gone };
                 }
             },
             Some(remark) = remarked.recv() => tx.send(remark).await,
+            changed = next(changes) => tell(tx, &changed).await,
             () = tokio::time::sleep(KEEPALIVE) => tx.send(Message::Binary(Bytes::new())).await,
         };
         if let Err(error) = sent {
@@ -177,6 +187,24 @@ async fn transmit(
             return Ended::Gone;
         }
     }
+}
+
+/// The next changes of ports, if somebody looks.
+async fn next(changes: &mut Option<Changes>) -> Vec<PortChange> {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn tell(
+    tx: &mut SplitSink<WebSocket, Message>,
+    changes: &[PortChange],
+) -> Result<(), axum::Error> {
+    for change in changes {
+        tx.feed(message::json(change)).await?;
+    }
+    tx.flush().await
 }
 
 /// Sends a batch with a single flush.
@@ -222,7 +250,7 @@ impl Client<'_> {
             // One complaint helps whoever writes a client; a stream of garbage is not answered with a stream.
             if let Some(message) = complaint.filter(|_| !has_complained) {
                 has_complained = true;
-                self.remark(text(&ServerMessage::Error { message }));
+                self.remark(message::json(&ServerMessage::Error { message }));
             }
         }
     }

@@ -400,8 +400,16 @@ async fn a_silent_socket_gets_an_empty_message() {
         }
         // From here on the clock jumps to the next timer whenever nothing happens.
         tokio::time::pause();
-        let start = tokio::time::Instant::now();
-        let message = futures::StreamExt::next(&mut socket.websocket).await.unwrap().unwrap();
+        let mut start = tokio::time::Instant::now();
+        let next = async |socket: &mut Socket| {
+            futures::StreamExt::next(&mut socket.websocket).await.unwrap().unwrap()
+        };
+        let mut message = next(&mut socket).await;
+        // Other tests open ports in the same network.
+        while matches!(message, Message::Text(_)) {
+            start = tokio::time::Instant::now();
+            message = next(&mut socket).await;
+        }
         assert_eq!(message, Message::binary(Vec::new()), "{path}");
         assert!((14..20).contains(&start.elapsed().as_secs()), "{path}: {:?}", start.elapsed());
         tokio::time::resume();
