@@ -172,8 +172,7 @@ class Server:
 
     def cli(self, *args: str, check: bool = True, sprite: str | None = None, **kwargs) -> subprocess.CompletedProcess:
         """Runs the command line client against it."""
-        env = {**self.env, "SPRITES_API_URL": self.url, "SPRITE_TOKEN": self.token, **kwargs.pop("env", {})}
-        command = [str(PUCK), *(["-s", sprite] if sprite else []), *args]
+        command, env = self.client(*args, sprite=sprite, env=kwargs.pop("env", {}))
         kwargs.setdefault("timeout", 120)
         if "input" not in kwargs:
             kwargs.setdefault("stdin", subprocess.DEVNULL)
@@ -182,6 +181,11 @@ class Server:
         ended = subprocess.run(command, capture_output=True, env=env, check=False, **kwargs)
         assert not check or ended.returncode == 0, f"{command}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
         return ended
+
+    def client(self, *args: str, sprite: str | None = None, env: dict[str, str] | None = None) -> tuple[list[str], dict[str, str]]:
+        """The command line client's command and environment."""
+        here = {"SPRITES_API_URL": self.url, "SPRITE_TOKEN": self.token}
+        return [str(PUCK), *(["-s", sprite] if sprite else []), *args], {**self.env, **here, **(env or {})}
 
 
 class Servers:

@@ -14,6 +14,7 @@ mod fork;
 pub(crate) mod import;
 mod info;
 mod list;
+mod proxy;
 mod restart;
 mod restore;
 mod sessions;
@@ -42,6 +43,7 @@ pub enum Commands {
     Console(console::Console),
     Sessions(sessions::Sessions),
     Attach(attach::Attach),
+    Proxy(proxy::Proxy),
     Checkpoint(checkpoint::Checkpoint),
     Restart(restart::Restart),
     Restore(restore::Restore),
@@ -66,6 +68,7 @@ impl Commands {
             Self::Console(command) => command.run(context).await,
             Self::Sessions(command) => command.run(context).await,
             Self::Attach(command) => command.run(context).await,
+            Self::Proxy(command) => command.run(context).await,
             Self::Checkpoint(command) => command.run(context).await,
             Self::Restart(command) => command.run(context).await,
             Self::Restore(command) => command.run(context).await,

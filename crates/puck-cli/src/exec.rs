@@ -23,6 +23,7 @@ use crate::{
     spinner,
     terminal::{self, Modes, RawMode},
     transport::TransportError,
+    tunnel::Forwards,
 };
 use api::{exec::ExecQuery, name::SpriteName};
 use base::backoff::Backoff;
@@ -67,6 +68,7 @@ pub(crate) async fn run(
     sprite: &SpriteName,
     query: &ExecQuery,
     plain_request: bool,
+    mut forwards: Forwards,
 ) -> anyhow::Result<Exit> {
     let mut streams = Streams::of_process();
     let mut opened = None;
@@ -85,7 +87,7 @@ pub(crate) async fn run(
     let mut controls = Controls::of_process().map_err(ExecError::Signals)?;
     let outcome = match opened {
         Some(mut socket) => {
-            pump::pump(&mut socket, Mode::Frames, &mut streams, &mut controls).await
+            pump::pump(&mut socket, Mode::Frames, &mut streams, &mut controls, &mut forwards).await
         }
         None => http::run(client.endpoint(), sprite, query, &mut streams, &mut controls).await?,
     };
@@ -97,21 +99,28 @@ pub(crate) async fn run_terminal(
     client: &Client,
     sprite: &SpriteName,
     query: &ExecQuery,
+    forwards: Forwards,
 ) -> anyhow::Result<Exit> {
     let socket = open(client, sprite, None, query).await?;
-    converse(client, sprite, socket).await
+    converse(client, sprite, socket, forwards).await
 }
 
 /// Comes back to a session. One without a terminal is shown from the start of what is kept of its output.
-pub(crate) async fn attach(client: &Client, sprite: &SpriteName, id: &str) -> anyhow::Result<Exit> {
+pub(crate) async fn attach(
+    client: &Client,
+    sprite: &SpriteName,
+    id: &str,
+    mut forwards: Forwards,
+) -> anyhow::Result<Exit> {
     let query = ExecQuery { tty: Some(terminal::size()), stdin: true, ..ExecQuery::default() };
     let mut socket = open(client, sprite, Some(id), &query).await?;
     if socket.session().is_some_and(|session| session.tty) {
-        return converse(client, sprite, socket).await;
+        return converse(client, sprite, socket, forwards).await;
     }
     let mut controls = Controls::of_process().map_err(ExecError::Signals)?;
     let mut streams = Streams::of_process();
-    let outcome = pump::pump(&mut socket, Mode::Frames, &mut streams, &mut controls).await;
+    let outcome =
+        pump::pump(&mut socket, Mode::Frames, &mut streams, &mut controls, &mut forwards).await;
     finish(outcome, controls.received())
 }
 
@@ -136,6 +145,7 @@ async fn converse(
     client: &Client,
     sprite: &SpriteName,
     mut socket: Socket,
+    mut forwards: Forwards,
 ) -> anyhow::Result<Exit> {
     let id = socket.session().map(|session| session.id.clone());
     let mut streams = Streams::of_process();
@@ -145,7 +155,9 @@ async fn converse(
     let is_interactive = raw.is_some();
     let end = loop {
         let mode = Mode::Terminal { is_interactive, modes: &mut modes };
-        match (pump::pump(&mut socket, mode, &mut streams, &mut controls).await, &id) {
+        let pumped =
+            pump::pump(&mut socket, mode, &mut streams, &mut controls, &mut forwards).await;
+        match (pumped, &id) {
             (Outcome::Lost(lost), Some(id)) if is_interactive => {
                 client.endpoint().tell(format_args!("connection lost: {lost}\r"));
                 match reconnect(client, sprite, id, &mut streams, &mut controls).await {

@@ -20,6 +20,7 @@ mod refusal;
 mod spinner;
 mod terminal;
 mod transport;
+mod tunnel;
 
 use anyhow::Context as _;
 use api::name::SpriteName;

@@ -1,6 +1,6 @@
 //! `puck attach`: come back to a session.
 
-use super::id;
+use super::{id, proxy::Forwarding};
 use crate::{context::Context, exec, exit::Exit, spinner};
 use anyhow::Context as _;
 use api::exec::Session;
@@ -14,6 +14,9 @@ pub struct Attach {
     /// The session, as `puck sessions list` shows it
     #[arg(value_parser = id)]
     id: Option<String>,
+
+    #[command(flatten)]
+    forwarding: Forwarding,
 }
 
 impl Attach {
@@ -28,7 +31,7 @@ impl Attach {
                 only(sessions.with_context(|| format!("list the sessions of {sprite}"))?.sessions)?
             }
         };
-        exec::attach(&client, &sprite, &id)
+        exec::attach(&client, &sprite, &id, self.forwarding.forwards(&client, &sprite))
             .await
             .with_context(|| format!("attach to session {id} of {sprite}"))
     }

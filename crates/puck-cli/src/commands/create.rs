@@ -6,6 +6,7 @@ use crate::{
     context::Context,
     exit::Exit,
     names, output, spinner,
+    tunnel::Forwards,
 };
 use anyhow::Context as _;
 use api::{
@@ -69,7 +70,7 @@ impl Create {
             return Ok(Exit::SUCCESS);
         }
         let name: SpriteName = sprite.name.parse().context("read the new sprite's name")?;
-        console::open(&client, &name).await
+        console::open(&client, &name, Forwards::to(client.endpoint(), &name)).await
     }
 
     async fn create(&self, client: &Client, name: &str) -> Result<Sprite, ClientError> {

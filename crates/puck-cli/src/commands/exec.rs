@@ -1,5 +1,6 @@
 //! `puck exec`: one command in a sprite.
 
+use super::proxy::Forwarding;
 use crate::{
     client::Client,
     context::Context,
@@ -57,6 +58,9 @@ pub struct Exec {
     #[arg(long, conflicts_with = "tty")]
     http_post: bool,
 
+    #[command(flatten)]
+    forwarding: Forwarding,
+
     /// The command and its arguments
     #[arg(
         required = true,
@@ -79,9 +83,10 @@ impl Exec {
                 .with_context(|| format!("copy {} to {sprite}", file.source.display()))?;
         }
         let query = self.query()?;
+        let forwards = self.forwarding.forwards(&client, &sprite);
         let result = match query.tty {
-            Some(_) => exec::run_terminal(&client, &sprite, &query).await,
-            None => exec::run(&client, &sprite, &query, self.http_post).await,
+            Some(_) => exec::run_terminal(&client, &sprite, &query, forwards).await,
+            None => exec::run(&client, &sprite, &query, self.http_post, forwards).await,
         };
         result.with_context(|| {
             format!("run {} in {sprite}", self.command[0].chars().take(40).collect::<String>())

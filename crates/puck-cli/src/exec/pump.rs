@@ -11,8 +11,12 @@ use crate::{
     output,
     terminal::{self, Modes, detach_position},
     transport::TransportError,
+    tunnel::Forwards,
 };
-use api::exec::{ClientMessage, Frame, FrameError, KEEPALIVE, ServerMessage, TerminalSize};
+use api::{
+    exec::{ClientMessage, Frame, FrameError, KEEPALIVE, ServerMessage, TerminalSize},
+    ports::PortChange,
+};
 use futures::{Sink, SinkExt, Stream, StreamExt};
 use std::{io, pin::pin, time::Duration};
 use tokio::{
@@ -107,6 +111,7 @@ pub(crate) async fn pump(
     mut mode: Mode<'_>,
     streams: &mut Streams,
     controls: &mut Controls,
+    forwards: &mut Forwards,
 ) -> Outcome {
     let first = socket.first.take();
     let (sink, mut stream) = (&mut socket.stream).split();
@@ -117,7 +122,7 @@ pub(crate) async fn pump(
     let mut sender = Sender { sink, stdin: &mut streams.stdin, controls, typing };
     let outcome = tokio::select! {
         biased;
-        outcome = receive(&mut stream, first, &mut mode, &mut streams.stdout, &mut streams.stderr) => outcome,
+        outcome = receive(&mut stream, first, &mut mode, (&mut streams.stdout, &mut streams.stderr), forwards) => outcome,
         outcome = sender.run() => outcome,
     };
     if matches!((&outcome, typing), (Outcome::Unwritten(_), Typing::Frames)) {
@@ -160,6 +165,8 @@ pub(crate) enum Event<'a> {
     Nothing,
     /// The server itself has something to say.
     Notice(String),
+    /// A port of the sprite opens or closes.
+    Port(PortChange),
     /// Bytes for standard error.
     Stderr(&'a [u8]),
     /// Bytes for standard output.
@@ -181,9 +188,8 @@ pub(crate) fn decode(is_terminal: bool, message: &Message) -> Result<Event<'_>, 
             Ok(ServerMessage::Exit { exit_code, .. }) if is_terminal => Event::Exit(exit_code),
             Ok(ServerMessage::Error { message }) => Event::Notice(output::clean(&message)),
             // Without a terminal the exit frame counts, since only it comes after the last output.
-            Ok(ServerMessage::Exit { .. } | ServerMessage::SessionInfo { .. }) | Err(_) => {
-                Event::Nothing
-            }
+            Ok(ServerMessage::Exit { .. } | ServerMessage::SessionInfo { .. }) => Event::Nothing,
+            Err(_) => serde_json::from_str(text).map_or(Event::Nothing, Event::Port),
         },
         Message::Close(frame) => Event::Closed(
             frame.as_ref().map(|frame| output::clean(&frame.reason)).unwrap_or_default(),
@@ -196,8 +202,8 @@ async fn receive(
     stream: &mut (impl Stream<Item = Result<Message, tungstenite::Error>> + Unpin),
     mut first: Option<Message>,
     mode: &mut Mode<'_>,
-    stdout: &mut (impl AsyncWrite + Unpin),
-    stderr: &mut (impl AsyncWrite + Unpin),
+    (stdout, stderr): (&mut (impl AsyncWrite + Unpin), &mut (impl AsyncWrite + Unpin)),
+    forwards: &mut Forwards,
 ) -> Outcome {
     loop {
         let message = match first.take() {
@@ -215,6 +221,10 @@ async fn receive(
             Ok(Event::Closed(reason)) => return Outcome::Lost(Lost::Closed(reason)),
             Ok(Event::Exit(code)) => return Outcome::Exited(code),
             Ok(Event::Nothing) => Ok(()),
+            Ok(Event::Port(change)) => {
+                forwards.follow(change).await;
+                Ok(())
+            }
             Ok(Event::Notice(notice)) => {
                 write(stderr, format!("[puck] {notice}\r\n").as_bytes()).await
             }

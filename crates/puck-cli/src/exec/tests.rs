@@ -6,7 +6,7 @@ use super::{
     pump::{Lost, Mode, Outcome, Streams, pump},
     socket::Socket,
 };
-use crate::{endpoint::Endpoint, terminal::Modes, transport::TransportError};
+use crate::{endpoint::Endpoint, terminal::Modes, transport::TransportError, tunnel::Forwards};
 use api::exec::{ExecQuery, TerminalSize};
 use axum::{
     Router,
@@ -125,7 +125,7 @@ fn no_controls() -> Controls {
 
 async fn run_frames(endpoint: &Endpoint, local: &mut Local, controls: &mut Controls) -> Outcome {
     let mut socket = Socket::open(endpoint, PATH).await.expect("the server upgrades");
-    pump(&mut socket, Mode::Frames, &mut local.streams, controls).await
+    pump(&mut socket, Mode::Frames, &mut local.streams, controls, &mut Forwards::none()).await
 }
 
 async fn run_terminal(endpoint: &Endpoint, local: &mut Local, controls: &mut Controls) -> Outcome {
@@ -135,7 +135,7 @@ async fn run_terminal(endpoint: &Endpoint, local: &mut Local, controls: &mut Con
         Some(("7", true))
     );
     let mode = Mode::Terminal { is_interactive: true, modes: &mut Modes::default() };
-    pump(&mut socket, mode, &mut local.streams, controls).await
+    pump(&mut socket, mode, &mut local.streams, controls, &mut Forwards::none()).await
 }
 
 #[tokio::test]

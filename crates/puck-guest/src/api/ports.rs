@@ -13,14 +13,11 @@ mod watch;
 use super::Agent;
 use api::ports::{Listener, PortChange};
 use axum::{Router, routing::get};
-use std::{
-    collections::BTreeMap,
-    io,
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+use std::{collections::BTreeMap, io, net::IpAddr, sync::Arc, time::Duration};
+use tokio::sync::{
+    Mutex,
+    watch::{Receiver, Sender},
 };
-use tokio::sync::watch::{Receiver, Sender};
 
 /// How often the kernel is asked.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -62,14 +59,17 @@ impl Ports {
         Arc::new(Self { table: Sender::new(Arc::default()), is_polling: Mutex::new(false) })
     }
 
-    /// Begins to listen for changes.
+    /// Begins to listen for changes, from what listens now.
     ///
     /// # Errors
     /// When the kernel does not say what listens.
-    pub(super) fn changes(self: &Arc<Self>) -> io::Result<Changes> {
-        let mut is_polling = self.is_polling.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) async fn changes(self: &Arc<Self>) -> io::Result<Changes> {
+        let mut is_polling = self.is_polling.lock().await;
         let mut table = self.table.subscribe();
-        if !*is_polling {
+        if *is_polling {
+            self.look().await?;
+        } else {
+            // Nobody else hears of it, so the search for processes can wait until somebody asks.
             self.table.send_replace(Arc::new(listeners::now()?));
             *is_polling = true;
             tokio::spawn(Arc::clone(self).poll());
@@ -82,32 +82,36 @@ impl Ports {
     async fn poll(self: Arc<Self>) {
         loop {
             tokio::time::sleep(INTERVAL).await;
-            {
-                let mut is_polling = self.is_polling.lock().unwrap_or_else(PoisonError::into_inner);
-                if self.table.receiver_count() == 0 {
-                    *is_polling = false;
-                    return;
-                }
+            let mut is_polling = self.is_polling.lock().await;
+            if self.table.receiver_count() == 0 {
+                *is_polling = false;
+                return;
             }
-            let ports = Arc::clone(&self);
-            let looked = tokio::task::spawn_blocking(move || ports.look()).await;
-            if let Err(error) = looked.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            if let Err(error) = self.look().await {
                 tracing::warn!(%error, "cannot see which ports are open");
             }
         }
     }
 
-    /// Publishes what listens now, if it is something else than before.
-    fn look(&self) -> io::Result<()> {
+    /// Publishes what listens now, if it is something else than before. One at a time: the caller has the lock.
+    async fn look(&self) -> io::Result<()> {
         let before = Arc::clone(&self.table.borrow());
-        let mut now = listeners::now()?;
-        for (place, socket) in &mut now {
-            socket.pid = before.get(place).and_then(|known| known.pid);
-        }
-        owners::name(&mut now);
-        if now.keys().ne(before.keys()) {
-            self.table.send_replace(Arc::new(now));
-        }
+        let now = tokio::task::spawn_blocking(move || {
+            let mut now = listeners::now()?;
+            for (place, socket) in &mut now {
+                socket.pid = before.get(place).and_then(|known| known.pid);
+            }
+            owners::name(&mut now);
+            Ok::<_, io::Error>(now)
+        });
+        let now = now.await.map_err(io::Error::other)??;
+        self.table.send_if_modified(|table| {
+            let is_other = now.keys().ne(table.keys());
+            if is_other {
+                *table = Arc::new(now);
+            }
+            is_other
+        });
         Ok(())
     }
 }

@@ -130,6 +130,7 @@ impl Socket {
     ) -> Ended {
         let mut changes = ports
             .changes()
+            .await
             .inspect_err(|error| tracing::warn!(%error, "a client does not hear of ports"))
             .ok();
         if !self.send(message::json(&session_info(&attached))).await {

@@ -22,7 +22,7 @@ pub(super) async fn watch(
         Ok(upgrade) => upgrade,
         Err(rejection) => return Ok(rejection.into_response()),
     };
-    let changes = agent.ports.changes().map_err(|error| {
+    let changes = agent.ports.changes().await.map_err(|error| {
         tracing::error!(%error, "cannot see which ports are open");
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "cannot see which ports are open")
     })?;
