@@ -11,6 +11,7 @@ pub mod error;
 pub mod exec;
 pub mod files;
 pub mod name;
+pub mod policy;
 pub mod ports;
 pub mod query;
 pub mod sprite;

@@ -199,14 +199,20 @@ impl Cgroup {
     /// # Errors
     /// When the kernel refuses.
     pub fn limit(&self, limits: Limits) -> Result<(), Error> {
-        match self.legacy("memory") {
-            Some(path) => {
-                write(&path.join("memory.limit_in_bytes"), &limits.memory_bytes.to_string())?;
-            }
-            None => write(&self.unified.join("memory.max"), &limits.memory_bytes.to_string())?,
-        }
+        self.limit_memory(limits.memory_bytes)?;
         let pids = self.legacy("pids").unwrap_or(&self.unified);
         write(&pids.join("pids.max"), &limits.pids.to_string())
+    }
+
+    /// Limits the memory. What is used beyond it is reclaimed, or costs the greediest program its life.
+    ///
+    /// # Errors
+    /// When the kernel refuses. In version 1 it does while more is used that it cannot reclaim.
+    pub fn limit_memory(&self, bytes: u64) -> Result<(), Error> {
+        match self.legacy("memory") {
+            Some(path) => write(&path.join("memory.limit_in_bytes"), &bytes.to_string()),
+            None => write(&self.unified.join("memory.max"), &bytes.to_string()),
+        }
     }
 
     fn legacy(&self, controller: &str) -> Option<&Path> {

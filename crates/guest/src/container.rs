@@ -35,6 +35,7 @@ use rustix::{
 pub(crate) use shared::CHECKPOINTS;
 use shared::Shared;
 use std::{
+    collections::BTreeMap,
     io,
     net::IpAddr,
     os::fd::{AsFd, OwnedFd},
@@ -301,6 +302,14 @@ impl Container {
             .map_err(|_| failed("set the host name")(io::ErrorKind::Interrupted.into()))?;
         done.map_err(|error| failed("set the host name")(error.into()))?;
         self.shared.set_hostname(name).map_err(failed("write the host name's files"))
+    }
+
+    /// Tells programs in the container about the sprite's policies: the name of each file, and what it holds.
+    ///
+    /// # Errors
+    /// When the files cannot be written.
+    pub fn set_policies(&self, policies: &BTreeMap<String, String>) -> Result<(), Error> {
+        self.shared.set_policies(policies).map_err(failed("write the policies"))
     }
 
     /// Completes when the container's first process has ended by itself: nothing runs in it any more.

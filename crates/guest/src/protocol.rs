@@ -6,11 +6,7 @@
 //! directory that only the worker and the agent see.
 
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 use zeroize::Zeroizing;
 
 /// Where the agent finds its [`Boot`] as JSON, inside the machine.
@@ -60,6 +56,13 @@ pub const EVENTS: &str = "/events";
 /// `GET` on the worker's socket: the [`VolumeKeys`] of the machine. Keys pass nowhere else: [`Boot`] lies in a file.
 pub const KEYS: &str = "/keys";
 
+/// `POST` on the worker's socket: a query of the domain name system as it is on the wire; answered with the answer of one of the
+/// host's name servers, or with 502 when none answers. They are asked over UDP.
+pub const DNS_UDP: &str = "/dns/udp";
+
+/// The same over TCP, for what is too long for UDP.
+pub const DNS_TCP: &str = "/dns/tcp";
+
 /// The prefix of the object gateway's routes on the worker's socket: `GET` (with `Range`), `HEAD`, `PUT` (with
 /// `If-None-Match: *` to create only) and `DELETE` of `/objects/KEY`; `GET /objects?prefix=P`, with `&after=KEY` only what
 /// comes after a key, lists as [`ObjectList`].
@@ -67,6 +70,9 @@ pub const OBJECTS: &str = "/objects";
 
 /// A machine's address as its programs know it: the same in every machine.
 pub const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+
+/// Where the agent answers the machine's queries of the domain name system.
+pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 
 /// How many ids a machine has: container id `n` is host id `uid_start + n`.
 pub const UID_COUNT: u32 = 65_536;
@@ -89,8 +95,6 @@ pub struct Boot {
     pub cache_bytes_max: u64,
     /// The host id of the container's root.
     pub uid_start: u32,
-    /// Name servers for the container.
-    pub dns: Vec<IpAddr>,
     /// The limits of the container.
     pub limits: Limits,
     /// Whether the filesystem is checked before it is mounted: it was not written by sprites of this account.
@@ -135,6 +139,21 @@ pub struct Identity {
     pub idle_timeout_seconds: u64,
     /// Whether a flush of the disk is done only when the bucket has it.
     pub strict: bool,
+    /// Which names may be looked up and connected to, of whose patterns the most specific counts; without any there is no restriction.
+    pub network: Vec<DomainRule>,
+    /// Bytes of memory that the container may use; without, as much as [`Limits::memory_bytes`].
+    pub memory_bytes: Option<u64>,
+    /// What programs in the container may read about the sprite's policies: the name of a file, and what it holds.
+    pub policies: BTreeMap<String, String>,
+}
+
+/// What happens to the names of a pattern: a name, `*.` and a name, or `*`, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainRule {
+    /// The pattern.
+    pub domain: String,
+    /// Whether they are allowed, or else refused.
+    pub allow: bool,
 }
 
 /// What a fork begins with.

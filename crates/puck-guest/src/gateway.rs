@@ -5,7 +5,9 @@
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream, stream::BoxStream};
-use guest::protocol::{EVENTS, Event, KEYS, KeyBytes, OBJECTS, ObjectList, VolumeKeys};
+use guest::protocol::{
+    DNS_TCP, DNS_UDP, EVENTS, Event, KEYS, KeyBytes, OBJECTS, ObjectList, VolumeKeys,
+};
 use http::{Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, BodyStream, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
@@ -82,6 +84,15 @@ impl Gateway {
         keys.into_iter().try_fold(Keys::none(), |keys, (volume, KeyBytes(key))| {
             Ok(keys.with(volume.parse().map_err(generic)?, SecretKey::from_bytes(key)))
         })
+    }
+
+    /// The answer of the host's name servers to a query as it is on the wire.
+    pub(crate) async fn resolve(&self, query: Bytes, over_tcp: bool) -> Result<Bytes> {
+        let route = if over_tcp { DNS_TCP } else { DNS_UDP };
+        let request =
+            request(Method::POST, route).body(Full::new(query).boxed()).map_err(generic)?;
+        let response = self.call(&Path::from(route), request).await?;
+        Ok(response.into_body().collect().await.map_err(generic)?.to_bytes())
     }
 
     async fn call(&self, location: &Path, request: Request<Body>) -> Result<Response<Incoming>> {

@@ -19,16 +19,18 @@ use crate::{
     browse::{BrowseError, Browsing},
     disk::{Disk, DiskError, MOUNT},
     gateway::Gateway,
+    network::Network,
 };
 use async_trait::async_trait;
 use guest::{
     cgroup::{self, Trees},
     container::{self, Container, ContainerSpec},
     freeze::Freezer,
-    protocol::{BASE, Boot, Identity},
+    protocol::{BASE, Boot, Identity, RESOLVER},
 };
 use jiff::Timestamp;
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -55,7 +57,7 @@ pub(crate) enum MachineError {
     /// The container did not start or stop.
     #[error("{action} the container")]
     Container {
-        /// `start`, `stop` or `name`.
+        /// `start`, `stop`, `name` or `limit`.
         action: &'static str,
         /// Why.
         #[source]
@@ -64,6 +66,9 @@ pub(crate) enum MachineError {
     /// The disk did not do as it was told.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The sprite's network policy is not in force.
+    #[error("restrict the network")]
+    Network(#[source] io::Error),
     /// A checkpoint cannot be looked into.
     #[error(transparent)]
     Browse(#[from] BrowseError),
@@ -78,6 +83,7 @@ pub(crate) enum MachineError {
 /// The inside of this machine.
 pub(crate) struct Machine {
     boot: Boot,
+    network: Arc<Network>,
     inside: Mutex<Option<Inside>>,
     identity: watch::Sender<Option<Identity>>,
     sandbox: watch::Sender<Option<Arc<dyn Sandbox>>>,
@@ -115,10 +121,15 @@ impl Machine {
             tokio::task::block_in_place(|| disk.check())?;
         }
         tokio::task::block_in_place(|| disk.mount())?;
+        let network = Network::start(gateway.clone()).await.map_err(MachineError::Network)?;
+        if let Some(identity) = &boot.identity {
+            network.apply(&identity.network).await.map_err(MachineError::Network)?;
+        }
         let identity = watch::Sender::new(boot.identity.clone());
         let inside = Mutex::new(Some(Inside { disk, container: None, browsing: None }));
         let machine = Arc::new(Self {
             boot,
+            network,
             inside,
             identity,
             sandbox: watch::Sender::new(None),
@@ -141,11 +152,16 @@ impl Machine {
     /// Gives the machine a new identity.
     pub(crate) async fn assign(&self, identity: Identity) -> Result<(), MachineError> {
         let inside = self.inside().await?;
+        if let Err(error) = self.network.apply(&identity.network).await {
+            self.failed.notify_one();
+            return Err(MachineError::Network(error));
+        }
         if let Some(container) = inside.as_ref().and_then(|inside| inside.container.as_ref()) {
             container
                 .set_hostname(&identity.name)
                 .await
                 .map_err(|source| MachineError::Container { action: "name", source })?;
+            self.tell_policies(container, &identity)?;
         }
         if let Some(inside) = inside.as_ref() {
             inside.disk.volume().set_durability(durability(&identity));
@@ -316,6 +332,19 @@ impl Machine {
         }
     }
 
+    /// Puts the policies of the container into force, and tells its programs of all.
+    fn tell_policies(
+        &self,
+        container: &Container,
+        identity: &Identity,
+    ) -> Result<(), MachineError> {
+        let failed = |source| MachineError::Container { action: "limit", source };
+        let most = self.boot.limits.memory_bytes;
+        let memory = identity.memory_bytes.map_or(most, |bytes| bytes.min(most));
+        container.cgroup().limit_memory(memory).map_err(|error| failed(error.into()))?;
+        container.set_policies(&identity.policies).map_err(failed)
+    }
+
     async fn inside(&self) -> Result<MutexGuard<'_, Option<Inside>>, MachineError> {
         let inside = self.inside.lock().await;
         if inside.is_some() { Ok(inside) } else { Err(MachineError::Asleep) }
@@ -341,13 +370,16 @@ impl Machine {
             cgroup: trees.group(""),
             uid_start: self.boot.uid_start,
             hostname,
-            dns: self.boot.dns.clone(),
+            dns: vec![RESOLVER.into()],
             limits: self.boot.limits,
         };
         let container = Container::start(spec)
             .await
             .map_err(|source| MachineError::Container { action: "start", source })?;
         let container = Arc::new(container);
+        if let Some(identity) = &*self.identity.borrow() {
+            self.tell_policies(&container, identity)?;
+        }
         inside.container = Some(container.clone());
         inside.browsing = Browsing::start(container.clone(), inside.disk.volume().clone());
         self.sandbox.send_replace(Some(container));

@@ -12,6 +12,8 @@ mod disk;
 mod gateway;
 mod internal;
 mod machine;
+mod network;
+mod sockets;
 mod view;
 
 use crate::{checkpoints::DiskCheckpoints, gateway::Gateway, internal::Internal, machine::Machine};

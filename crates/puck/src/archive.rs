@@ -15,7 +15,7 @@
 //! What is read may come from anywhere: members must come in this order under these names, lengths are bounded, and
 //! extensions of the format are not followed.
 
-use api::sprite::Durability;
+use api::{policy::Policies, sprite::Durability};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -68,6 +68,9 @@ pub(crate) struct Manifest {
     pub(crate) idle_timeout_seconds: u64,
     /// When a flush of its disk is done.
     pub(crate) durability: Durability,
+    /// What it may reach and use.
+    #[serde(default)]
+    pub(crate) policies: Policies,
     /// What its disk consists of.
     pub(crate) disk: Contents,
 }
@@ -84,6 +87,7 @@ impl Manifest {
             environment: record.environment.clone(),
             idle_timeout_seconds: record.idle_timeout_seconds,
             durability: record.durability,
+            policies: record.policies.clone(),
             disk,
         }
     }

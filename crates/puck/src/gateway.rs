@@ -2,18 +2,21 @@
 //!
 //! The guest holds no credentials. Its machine's [`Scope`] names one volume that it may read and write, and the ancestors that it may read;
 //! every key is checked against that before the bucket is asked. Bodies are streamed where the bucket streams, and are never
-//! decrypted here. The same socket gives the machine its keys and takes the agent's events. One [`Gateway`] serves one machine and ends with it; whatever a hostile guest sends is
+//! decrypted here. The same socket gives the machine its keys, passes its queries of the domain name system on ([`dns`]), and takes the
+//! agent's events. One [`Gateway`] serves one machine and ends with it; whatever a hostile guest sends is
 //! answered with a status and changes nothing outside of its volume.
 
 mod answer;
+mod dns;
 mod range;
 mod scope;
 
 use answer::{Body, empty, failed, refused};
 use bytes::Bytes;
+use dns::Transport;
 use futures::TryStreamExt;
 use guest::protocol::{
-    EVENTS, Event, KEYS, KeyBytes, OBJECTS, ObjectEntry, ObjectList, VolumeKeys,
+    DNS_TCP, DNS_UDP, EVENTS, Event, KEYS, KeyBytes, OBJECTS, ObjectEntry, ObjectList, VolumeKeys,
 };
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
@@ -23,7 +26,7 @@ use object_store::{
     GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
     path::Path as Key,
 };
-use std::{convert::Infallible, io, path::Path, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::IpAddr, path::Path, sync::Arc, time::Duration};
 use tokio::{
     net::UnixListener,
     sync::{Semaphore, mpsc},
@@ -63,6 +66,7 @@ struct Service {
     store: Arc<dyn ObjectStore>,
     scope: Scope,
     keys: VolumeKeys,
+    name_servers: Vec<IpAddr>,
     events: mpsc::Sender<Event>,
 }
 
@@ -73,12 +77,13 @@ impl Gateway {
         store: Arc<dyn ObjectStore>,
         scope: Scope,
         keys: &Keys,
+        name_servers: Vec<IpAddr>,
     ) -> io::Result<(Self, mpsc::Receiver<Event>)> {
         let listener = UnixListener::bind(socket)?;
         let (events, received) = mpsc::channel(EVENTS_WAITING_MAX);
         let keys = keys.iter().map(|(volume, key)| (volume.to_string(), KeyBytes(key.to_bytes())));
         let keys = VolumeKeys(keys.collect());
-        let service = Arc::new(Service { store, scope, keys, events });
+        let service = Arc::new(Service { store, scope, keys, name_servers, events });
         let gateway = Self { stop: CancellationToken::new(), tasks: TaskTracker::new() };
         let accepting = accept(listener, service, gateway.stop.clone(), gateway.tasks.clone());
         gateway.tasks.spawn(accepting);
@@ -147,6 +152,11 @@ impl Service {
         }
         if path == KEYS && request.method() == Method::GET {
             return answer::json(&self.keys);
+        }
+        match path {
+            DNS_TCP => return self.resolve(request, Transport::Tcp).await,
+            DNS_UDP => return self.resolve(request, Transport::Udp).await,
+            _ => {}
         }
         let Some(rest) = path.strip_prefix(OBJECTS) else {
             return refused(StatusCode::NOT_FOUND, "no such route");
@@ -282,6 +292,20 @@ impl Service {
         }
         objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         answer::json(&ObjectList { objects })
+    }
+
+    async fn resolve(&self, request: Request<Incoming>, transport: Transport) -> Response<Body> {
+        if request.method() != Method::POST {
+            return refused(StatusCode::METHOD_NOT_ALLOWED, "method not allowed");
+        }
+        let body = Limited::new(request.into_body(), dns::MESSAGE_BYTES_MAX).collect().await;
+        let Ok(query) = body else {
+            return refused(StatusCode::PAYLOAD_TOO_LARGE, "query is too long");
+        };
+        match dns::ask(&self.name_servers, &query.to_bytes(), transport).await {
+            Ok(message) => answer::bytes(message),
+            Err(error) => refused(StatusCode::BAD_GATEWAY, &error.to_string()),
+        }
     }
 
     async fn event(&self, request: Request<Incoming>) -> Response<Body> {

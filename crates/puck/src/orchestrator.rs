@@ -11,6 +11,7 @@ mod fork;
 mod list;
 mod metrics;
 mod organization;
+mod policy;
 mod portable;
 mod proxy;
 mod refusal;
@@ -130,6 +131,9 @@ impl Orchestrator {
             environment: record.environment.clone(),
             idle_timeout_seconds: record.idle_timeout_seconds,
             strict: record.durability == Durability::Strict,
+            network: policy::domain_rules(&record.policies.network),
+            memory_bytes: policy::memory_bytes(&record.policies.resources),
+            policies: policy::files(&record.policies),
         }
     }
 
@@ -146,12 +150,21 @@ impl Orchestrator {
     async fn lease(&self, record: &SpriteRecord) -> Result<Lease, Refusal> {
         let disk = disk(record);
         let lease = self.worker.lease(record.id, &disk, self.identity(record));
-        match tokio::time::timeout(WAKE_WAIT_MAX, lease).await {
-            Ok(lease) => Ok(lease?),
+        let lease = match tokio::time::timeout(WAKE_WAIT_MAX, lease).await {
+            Ok(lease) => lease?,
             Err(_) => {
-                Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, "the sprite did not wake in time"))
+                let message = "the sprite did not wake in time";
+                return Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, message));
             }
+        };
+        // It may have been woken with what was true before a change that found nobody to tell.
+        if let Some(now) = self.account.sprite(&record.name)
+            && now.id == record.id
+            && now.policies != record.policies
+        {
+            self.worker.identify(record.id, self.identity(&now)).await?;
         }
+        Ok(lease)
     }
 }
 
@@ -174,6 +187,11 @@ pub(crate) fn router(orchestrator: Arc<Orchestrator>) -> Router {
         .route("/v1/sprites/{name}/export", get(portable::export))
         .route("/v1/sprites/{name}/fork", post(fork::fork))
         .route("/v1/sprites/{name}/import", post(portable::import))
+        .route("/v1/sprites/{name}/policy/network", get(policy::network).post(policy::set_network))
+        .route(
+            "/v1/sprites/{name}/policy/resources",
+            get(policy::resources).post(policy::set_resources).delete(policy::reset_resources),
+        )
         .route("/v1/sprites/{name}/undelete", post(undelete::undelete))
         .route("/v1/sprites/{name}/{*rest}", any(proxy::proxy))
         .layer(middleware::map_response(version));

@@ -275,12 +275,23 @@ impl Worker {
         self.sprite(id, disk).lease(identity).await
     }
 
-    /// Tells a running sprite what has changed about it.
-    pub(crate) async fn identify(&self, id: SpriteId, identity: Identity) {
+    /// Tells a running sprite what has changed about it; returns when that is in force.
+    pub(crate) async fn identify(
+        &self,
+        id: SpriteId,
+        identity: Identity,
+    ) -> Result<(), AgentError> {
         let sprite = self.sprites.lock().expect("no panic while held").get(&id).cloned();
-        if let Some(sprite) = sprite {
-            sprite.identify(identity).await;
+        match sprite {
+            Some(sprite) => sprite.identify(identity).await,
+            None => Ok(()),
         }
+    }
+
+    /// The limits of each sprite.
+    #[must_use]
+    pub(crate) fn limits(&self) -> Limits {
+        self.site.limits
     }
 
     /// Notes that the sprite of this volume is about to be destroyed, so that a crash from here on leaves nothing behind.

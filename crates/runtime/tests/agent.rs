@@ -110,7 +110,7 @@ async fn serve(mut freezer: Freezer) -> ExitCode {
         cgroup: Trees::detect(Path::new(MOUNT)).unwrap().group(""),
         uid_start: boot.uid_start,
         hostname: "sprite-1".into(),
-        dns: boot.dns,
+        dns: Vec::new(),
         limits: boot.limits,
     };
     let container = Container::start(spec).await.unwrap();

@@ -152,7 +152,7 @@ async fn low_ports_and_ping_work_without_rights(stage: &Stage) {
     let output = agent.run(script).await;
     assert_eq!(
         output,
-        format!("low\nanswered\n2\ndefault via 10.0.0.2 dev spr0  src {} \n", machine.address()),
+        format!("low\nanswered\n2\ndefault via 169.254.1.1 dev spr0  src {} \n", machine.address()),
         "{output}"
     );
     machine.kill().await.unwrap();

@@ -206,7 +206,6 @@ impl Stage {
                 image: DIGEST.into(),
                 cache_bytes_max: 0,
                 uid_start: 0,
-                dns: Vec::new(),
                 limits: Limits { memory_bytes: 256 << 20, pids: 200 },
                 check: false,
                 identity: None,

@@ -7,6 +7,7 @@ use super::automount::Automount;
 use crate::mount;
 use rustix::{io::Errno, mount::MountAttrFlags};
 use std::{
+    collections::BTreeMap,
     fs, io,
     net::IpAddr,
     os::{fd::AsFd, unix::fs::PermissionsExt},
@@ -86,10 +87,17 @@ impl Shared {
             fs::create_dir_all(sprite.join(name))?;
         }
         fs::write(sprite.join("version.txt"), concat!(env!("CARGO_PKG_VERSION"), "\n"))?;
-        fs::write(sprite.join("policy/network.json"), "{\"rules\":[]}\n")?;
         let console = sprite.join("bin/sprite-console");
         fs::write(&console, SPRITE_CONSOLE)?;
         fs::set_permissions(&console, fs::Permissions::from_mode(0o755))
+    }
+
+    /// Writes what programs may read about the sprite's policies, in place of what was there.
+    pub(super) fn set_policies(&self, policies: &BTreeMap<String, String>) -> io::Result<()> {
+        for (name, text) in policies {
+            fs::write(self.sprite.join("policy").join(name), text)?;
+        }
+        Ok(())
     }
 
     /// Writes the files that hold the host name. In place, since they are bound one by one.

@@ -1,13 +1,13 @@
 //! A machine's network: a cable (veth pair) between the host and the machine.
 //!
-//! Inside, every machine looks the same: interface `spr0`, its own address [`INSIDE`], a router at [`ROUTER`]. Those two mean
-//! nothing outside; the machine speaks to the host with its unique address. Both ends know each other's link address from
-//! the start, so neither asks for it, and the router's address need not exist anywhere.
+//! Inside, every machine looks the same: interface `spr0`, its own address [`INSIDE`], the agent's resolver at [`RESOLVER`], a
+//! router at [`ROUTER`]. Those mean nothing outside; the machine speaks to the host with its unique address. Both ends know each
+//! other's link address from the start, so neither asks for it, and the router's address need not exist anywhere.
 //!
 //! Version 6 of the protocol stays off on the cable; inside, the loopback interface has it.
 
 use super::Network;
-use crate::protocol::INSIDE;
+use crate::protocol::{INSIDE, RESOLVER};
 use rustix::process::Pid;
 use std::{
     io::{self, Write},
@@ -20,7 +20,7 @@ use std::{
 const INTERFACE: &str = "spr0";
 
 /// The machine's router as its programs know it.
-const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+const ROUTER: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
 /// The link address of the host's end, and of the machine's: locally administered, the same on every cable.
 const HOST_LINK: &str = "02:00:0a:00:00:02";
@@ -50,6 +50,7 @@ pub(super) fn configure(network: &Network) -> io::Result<()> {
     set_if_there(Path::new("/proc/sys/net/ipv4/ping_group_range"), "0 2147483647")?;
     ip(&format!(
         "link set dev lo up\n\
+         address add {RESOLVER}/32 dev lo\n\
          address add {address}/32 dev {INTERFACE}\n\
          address add {INSIDE}/32 dev {INTERFACE}\n\
          link set dev {INTERFACE} up\n\

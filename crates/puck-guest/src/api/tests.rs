@@ -63,6 +63,9 @@ impl Bench {
             url: "http://s1.test/".to_owned(),
             environment: [("FROM_SPRITE".to_owned(), "yes".to_owned())].into(),
             strict: false,
+            network: Vec::new(),
+            memory_bytes: None,
+            policies: std::collections::BTreeMap::new(),
             idle_timeout_seconds: 30,
         };
         let local = Arc::new(Local::new());

@@ -2,6 +2,7 @@
 
 use api::{
     name::SpriteName,
+    policy::Policies,
     sprite::{Durability, SpriteId, UrlSettings},
 };
 use jiff::Timestamp;
@@ -31,6 +32,8 @@ pub(crate) struct SpriteRecord {
     pub(crate) idle_timeout_seconds: u64,
     /// When a flush of its disk is done.
     pub(crate) durability: Durability,
+    /// What it may reach and use.
+    pub(crate) policies: Policies,
     /// When it was created.
     pub(crate) created_at: Timestamp,
     /// When a user last changed it.

@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, str::FromStr};
 
 /// How the schema came to be, step by step; `user_version` says how many of them a database has seen. A step that was released
 /// never changes. Times are microseconds since 1970; lists and maps are JSON, since nothing is ever searched in them.
-const STEPS: [&str; 3] = [
+const STEPS: [&str; 4] = [
     "
 create table organization (
     name text not null primary key,
@@ -75,6 +75,9 @@ create unique index sprite_name on sprite (name) where destroyed_at is null;
     "
 alter table organization add column archive_key blob;
 update organization set archive_key = randomblob(32);
+",
+    "
+alter table sprite add column policies text not null default '{}';
 ",
 ];
 
@@ -158,8 +161,8 @@ pub(super) fn delete(transaction: &Transaction<'_>, id: SpriteId) -> rusqlite::R
 pub(super) fn insert(transaction: &Transaction<'_>, record: &SpriteRecord) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
         "insert into sprite (id, name, volume, ancestors, image, url_settings, labels, environment, idle_timeout_seconds,
-             durability, created_at, updated_at, last_running_at, last_warming_at, destroyed_at)
-         values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             durability, policies, created_at, updated_at, last_running_at, last_warming_at, destroyed_at)
+         values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
     insert.execute(params![
         record.id.to_string(),
@@ -172,6 +175,7 @@ pub(super) fn insert(transaction: &Transaction<'_>, record: &SpriteRecord) -> ru
         json(&record.environment),
         i64::try_from(record.idle_timeout_seconds).unwrap_or(i64::MAX),
         record.durability.to_string(),
+        json(&record.policies),
         record.created_at.as_microsecond(),
         record.updated_at.as_microsecond(),
         record.last_running_at.map(Timestamp::as_microsecond),
@@ -193,6 +197,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<SpriteRecord> {
         environment: row.get::<_, Json<_>>("environment")?.0,
         idle_timeout_seconds: row.get::<_, i64>("idle_timeout_seconds")?.unsigned_abs(),
         durability: row.get::<_, Text<_>>("durability")?.0,
+        policies: row.get::<_, Json<_>>("policies")?.0,
         created_at: row.get::<_, Time>("created_at")?.0,
         updated_at: row.get::<_, Time>("updated_at")?.0,
         last_running_at: row.get::<_, Option<Time>>("last_running_at")?.map(|time| time.0),

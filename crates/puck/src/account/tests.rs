@@ -2,6 +2,7 @@ use super::{Account, AccountError, SpriteRecord};
 use crate::testing::{Fault, FaultyStore};
 use api::{
     name::SpriteName,
+    policy::Policies,
     sprite::{Durability, SpriteId, UrlSettings},
     token::Token,
 };
@@ -14,6 +15,12 @@ use volume::VolumeId;
 
 fn name(text: &str) -> SpriteName {
     text.parse().expect("a name")
+}
+
+fn policies() -> Policies {
+    let text = r#"{"network":{"rules":[{"domain":"*.example.com","action":"allow"},{"include":"defaults"}]},
+        "resources":{"memory":{"limit_mb":128,"autoscale":true}}}"#;
+    serde_json::from_str(text).expect("policies")
 }
 
 fn record(text: &str) -> SpriteRecord {
@@ -34,6 +41,7 @@ fn record(text: &str) -> SpriteRecord {
         last_running_at: Some(now),
         last_warming_at: None,
         durability: Durability::Strict,
+        policies: policies(),
         destroyed_at: None,
     }
 }

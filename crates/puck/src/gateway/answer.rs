@@ -46,6 +46,11 @@ pub(super) fn object(result: GetResult, partial: bool, head: bool) -> Response<B
     response.body(body).expect("the headers are numbers and dates")
 }
 
+/// Bytes that mean something to the agent.
+pub(super) fn bytes(bytes: Bytes) -> Response<Body> {
+    Response::new(Full::new(bytes).map_err(|never| match never {}).boxed_unsync())
+}
+
 fn stream(result: GetResult, range: Range<u64>) -> Body {
     match result.payload {
         // The store's own stream of a file reads 8 KiB at a time, each in a task of its own.

@@ -31,8 +31,8 @@ impl Setup {
         let (own, ancestor, other) = (VolumeId::now(), VolumeId::now(), VolumeId::now());
         let scope = Scope::new(own, vec![ancestor]);
         let keys = Keys::none().with(own, key(1)).with(ancestor, key(2));
-        let (gateway, events) =
-            Gateway::listen(&socket, store.clone(), scope, &keys).expect("a free socket");
+        let (gateway, events) = Gateway::listen(&socket, store.clone(), scope, &keys, Vec::new())
+            .expect("a free socket");
         Self { store, own, ancestor, other, socket, events, gateway, _directory: directory }
     }
 

@@ -1,6 +1,6 @@
 //! `POST /v1/sprites`.
 
-use super::{BODY_BYTES_MAX, Orchestrator, Refusal, refusal, update, view};
+use super::{BODY_BYTES_MAX, Orchestrator, Refusal, policy, refusal, update, view};
 use crate::{
     account::{AccountError, SpriteRecord},
     archive::Manifest,
@@ -8,6 +8,7 @@ use crate::{
 };
 use api::{
     name::SpriteName,
+    policy::Policies,
     sprite::{CreateSprite, Durability, SpriteId, UrlSettings},
 };
 use axum::{
@@ -54,6 +55,7 @@ pub(super) struct Draft {
     environment: BTreeMap<String, String>,
     idle_timeout_seconds: u64,
     durability: Durability,
+    policies: Policies,
     wait_for_capacity: bool,
 }
 
@@ -67,6 +69,7 @@ impl Draft {
             environment: source.environment.clone(),
             idle_timeout_seconds: source.idle_timeout_seconds,
             durability: source.durability,
+            policies: source.policies.clone(),
             wait_for_capacity: false,
         }
     }
@@ -84,7 +87,9 @@ impl Draft {
             durability: Some(manifest.durability.to_string()),
             ..CreateSprite::default()
         };
-        Self::check(orchestrator, name, asked)
+        policy::check(orchestrator, &manifest.policies)?;
+        let draft = Self::check(orchestrator, name, asked)?;
+        Ok(Self { policies: manifest.policies.clone(), ..draft })
     }
 
     fn parse(orchestrator: &Orchestrator, body: &axum::body::Bytes) -> Result<Self, Refusal> {
@@ -124,6 +129,7 @@ impl Draft {
             environment,
             idle_timeout_seconds,
             durability: durability.unwrap_or_default(),
+            policies: Policies::default(),
             wait_for_capacity,
         })
     }
@@ -178,6 +184,7 @@ impl Orchestrator {
             environment: draft.environment,
             idle_timeout_seconds: draft.idle_timeout_seconds,
             durability: draft.durability,
+            policies: draft.policies,
             created_at: now,
             updated_at: now,
             last_running_at: Some(now),

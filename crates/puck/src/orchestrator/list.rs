@@ -120,6 +120,7 @@ mod tests {
             last_running_at: None,
             last_warming_at: None,
             durability: Default::default(),
+            policies: Default::default(),
             destroyed_at: None,
         };
         names

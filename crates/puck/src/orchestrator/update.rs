@@ -57,7 +57,7 @@ pub(super) async fn update(
     };
     let record = orchestrator.account.update(&record.name, record.id, change).await?;
     if idle_timeout_seconds.is_some() || durability.is_some() {
-        orchestrator.worker.identify(record.id, orchestrator.identity(&record)).await;
+        orchestrator.worker.identify(record.id, orchestrator.identity(&record)).await?;
     }
     Ok(Json(view::sprite(&orchestrator, &record)).into_response())
 }

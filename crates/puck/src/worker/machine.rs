@@ -148,7 +148,7 @@ impl Machine {
         let scope = Scope::new(disk.volume, disk.ancestors.clone());
         let keys = site.keys.of_volume(disk.volume, &disk.ancestors);
         let (gateway, events) =
-            Gateway::listen(&channel.gateway(), site.store.clone(), scope, &keys)
+            Gateway::listen(&channel.gateway(), site.store.clone(), scope, &keys, site.dns.clone())
                 .map_err(BootError::Local)?;
         let boot = Boot {
             volume: disk.volume.to_string(),
@@ -161,7 +161,6 @@ impl Machine {
             image: disk.image.clone(),
             cache_bytes_max: site.cache_bytes_max,
             uid_start: 0,
-            dns: site.dns.clone(),
             limits: site.limits,
             check,
             identity,

@@ -12,7 +12,7 @@
 //! the reason, and the next call tries again.
 
 use super::{
-    agent::Agent,
+    agent::{Agent, AgentError},
     machine::{BootError, Disk, Ended, Happening, Machine, Purpose},
     site::Site,
 };
@@ -79,7 +79,7 @@ pub(super) enum Notice {
 
 pub(super) enum Command {
     Lease(Box<Identity>, oneshot::Sender<Result<Lease, WakeError>>),
-    Identify(Box<Identity>),
+    Identify(Box<Identity>, oneshot::Sender<Result<(), AgentError>>),
     /// Put to sleep, and remove what is local; answered when that is done or has failed.
     Retire(oneshot::Sender<()>),
     /// Put to sleep and stay so.
@@ -140,10 +140,12 @@ impl Sprite {
         answer.await.map_err(|_| self.gone())?
     }
 
-    /// Tells a running sprite what has changed about it.
-    pub(super) async fn identify(&self, identity: Identity) {
+    /// Tells a running sprite what has changed about it; returns when that is in force.
+    pub(super) async fn identify(&self, identity: Identity) -> Result<(), AgentError> {
+        let (reply, answer) = oneshot::channel();
         // A sprite that is gone or cold has nobody to tell: its next wake brings the identity.
-        drop(self.commands.send(Command::Identify(Box::new(identity))).await);
+        drop(self.commands.send(Command::Identify(Box::new(identity), reply)).await);
+        answer.await.unwrap_or(Ok(()))
     }
 
     /// Puts the sprite to sleep for good.
@@ -233,13 +235,17 @@ impl Task {
     ) -> ControlFlow<()> {
         match command {
             Command::Lease(identity, reply) => self.lease(*identity, reply, waiting).await,
-            Command::Identify(identity) => {
-                if let Some(machine) = &self.machine
-                    && let Err(error) = machine.agent().identify(&identity).await
-                {
-                    let error = &error as &dyn std::error::Error;
+            Command::Identify(identity, reply) => {
+                let told = match &self.machine {
+                    Some(machine) => machine.agent().identify(&identity).await,
+                    None => Ok(()),
+                };
+                if let Err(error) = &told {
+                    let error = error as &dyn std::error::Error;
                     warn!(volume = %self.disk.volume, error, "tell a sprite its settings");
                 }
+                // Whoever asked may have gone.
+                let _ = reply.send(told);
             }
             Command::Retire(reply) => {
                 self.sleep().await;
@@ -317,7 +323,8 @@ impl Task {
         while let Ok(command) = waiting.try_recv() {
             match command {
                 Command::Lease(_, reply) => drop(reply.send(Err(failure.clone()))),
-                Command::Identify(_) => {}
+                // Nobody is there to be told.
+                Command::Identify(_, reply) => drop(reply),
                 other @ (Command::Retire(_) | Command::Stop(_) | Command::Destroy(_)) => {
                     self.next.push_back(other);
                 }

@@ -1,0 +1,125 @@
+//! `/v1/sprites/{name}/policy/…`: what a sprite may reach and use. Answered here, so that no sprite has to wake for it, and a change
+//! is in the account's log before it is answered; a sprite that is awake has put it into force by then.
+
+use super::{Orchestrator, Refusal, create::read, refusal};
+use crate::account::SpriteRecord;
+use api::policy::{
+    Action, DEFAULTS, MEMORY_LIMIT_MB_MIN, NetworkPolicy, NetworkRule, Policies, RULES_MAX,
+    ResourcesPolicy,
+};
+use axum::{
+    body::Body,
+    extract::State,
+    http::{StatusCode, Uri},
+    response::Json,
+};
+use guest::protocol::DomainRule;
+use jiff::Timestamp;
+use std::{collections::BTreeMap, sync::Arc};
+
+pub(super) async fn network(
+    State(orchestrator): State<Arc<Orchestrator>>,
+    uri: Uri,
+) -> Result<Json<NetworkPolicy>, Refusal> {
+    Ok(Json(orchestrator.find(&uri)?.policies.network.clone()))
+}
+
+pub(super) async fn set_network(
+    State(orchestrator): State<Arc<Orchestrator>>,
+    uri: Uri,
+    body: Body,
+) -> Result<StatusCode, Refusal> {
+    let record = orchestrator.find(&uri)?;
+    let network: NetworkPolicy = refusal::parse(&read(body).await?)?;
+    let policies = Policies { network, ..record.policies.clone() };
+    check(&orchestrator, &policies)?;
+    orchestrator.set(&record, move |now| now.network = policies.network).await
+}
+
+pub(super) async fn resources(
+    State(orchestrator): State<Arc<Orchestrator>>,
+    uri: Uri,
+) -> Result<Json<ResourcesPolicy>, Refusal> {
+    Ok(Json(orchestrator.find(&uri)?.policies.resources))
+}
+
+pub(super) async fn set_resources(
+    State(orchestrator): State<Arc<Orchestrator>>,
+    uri: Uri,
+    body: Body,
+) -> Result<StatusCode, Refusal> {
+    let record = orchestrator.find(&uri)?;
+    let resources: ResourcesPolicy = refusal::parse(&read(body).await?)?;
+    check(&orchestrator, &Policies { resources, ..record.policies.clone() })?;
+    orchestrator.set(&record, move |now| now.resources = resources).await
+}
+
+pub(super) async fn reset_resources(
+    State(orchestrator): State<Arc<Orchestrator>>,
+    uri: Uri,
+) -> Result<StatusCode, Refusal> {
+    let record = orchestrator.find(&uri)?;
+    orchestrator.set(&record, |now| now.resources = ResourcesPolicy::default()).await
+}
+
+/// Refuses policies that are too large, or cannot be enforced here.
+pub(super) fn check(orchestrator: &Orchestrator, policies: &Policies) -> Result<(), Refusal> {
+    if policies.network.rules.len() > RULES_MAX {
+        return Err(Refusal::invalid(vec![format!("too many rules, at most {RULES_MAX}")]));
+    }
+    let most = orchestrator.worker.limits().memory_bytes >> 20;
+    if let Some(memory) = policies.resources.memory
+        && !(MEMORY_LIMIT_MB_MIN..=most).contains(&memory.limit_mb)
+    {
+        let message = format!("invalid limit_mb, must be {MEMORY_LIMIT_MB_MIN} to {most}");
+        return Err(Refusal::invalid(vec![message]));
+    }
+    Ok(())
+}
+
+impl Orchestrator {
+    async fn set(
+        &self,
+        record: &SpriteRecord,
+        change: impl FnOnce(&mut Policies) + Send + 'static,
+    ) -> Result<StatusCode, Refusal> {
+        let change = move |record: &mut SpriteRecord| {
+            change(&mut record.policies);
+            record.updated_at = Timestamp::now();
+        };
+        let record = self.account.update(&record.name, record.id, change).await?;
+        self.worker.identify(record.id, self.identity(&record)).await?;
+        Ok(StatusCode::NO_CONTENT)
+    }
+}
+
+/// The rules as an agent takes them: every pattern written out.
+pub(super) fn domain_rules(policy: &NetworkPolicy) -> Vec<DomainRule> {
+    let mut rules = Vec::new();
+    for rule in &policy.rules {
+        match rule {
+            NetworkRule::Domain { domain, action } => rules
+                .push(DomainRule { domain: domain.to_string(), allow: *action == Action::Allow }),
+            NetworkRule::Defaults => {
+                let allowed =
+                    |domain: &&str| DomainRule { domain: (*domain).to_owned(), allow: true };
+                rules.extend(DEFAULTS.iter().map(allowed));
+            }
+        }
+    }
+    rules
+}
+
+/// How much memory the sprite's programs get; `None` for all that the server gives one.
+pub(super) fn memory_bytes(policy: &ResourcesPolicy) -> Option<u64> {
+    policy.memory.filter(|memory| !memory.autoscale).map(|memory| memory.limit_mb << 20)
+}
+
+/// What programs in the sprite may read, as the API has it.
+pub(super) fn files(policies: &Policies) -> BTreeMap<String, String> {
+    let text = |value: serde_json::Result<String>| value.expect("policies are always JSON") + "\n";
+    BTreeMap::from([
+        ("network.json".to_owned(), text(serde_json::to_string(&policies.network))),
+        ("resources.json".to_owned(), text(serde_json::to_string(&policies.resources))),
+    ])
+}
