@@ -14,6 +14,7 @@ pub mod name;
 pub mod policy;
 pub mod ports;
 pub mod query;
+pub mod service;
 pub mod sprite;
 pub mod token;
 pub mod volume;

@@ -62,12 +62,25 @@ pub struct ContainerSpec {
     pub hostname: String,
     /// Name servers.
     pub dns: Vec<IpAddr>,
+    /// What programs see as `/.sprite/logs/services`, usually [`LOGS`].
+    pub logs: Option<PathBuf>,
     /// Memory and processes.
     pub limits: Limits,
 }
 
 /// The usual [`ContainerSpec::run`] in a machine.
 pub const RUN: &str = "/run/puck/container";
+
+/// Where the agent keeps what programs of the container may read at `/.sprite/logs/services`, see [`mount_logs`].
+pub const LOGS: &str = "/run/puck/logs";
+
+/// Mounts a memory filesystem at [`LOGS`]: logs outlive the container, and end with the machine.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn mount_logs() -> Result<(), Error> {
+    shared::mount_logs(Path::new(LOGS)).map_err(failed("mount the logs"))
+}
 
 /// The longest host name that Linux takes.
 const HOSTNAME_BYTES_MAX: usize = 64;
@@ -181,6 +194,7 @@ impl Container {
             base: spec.base.clone(),
             volume: spec.volume.clone(),
             run: spec.run.clone(),
+            logs: spec.logs.clone(),
             checkpoints: shared.checkpoints().is_some(),
             uid_start: spec.uid_start,
             hostname: spec.hostname.clone(),

@@ -76,6 +76,7 @@ impl Stage {
             uid_start: UID_START,
             hostname: "sprite-1".into(),
             dns: vec!["192.0.2.53".parse().unwrap()],
+            logs: None,
             limits,
         };
         let container = Some(Container::start(spec.clone()).await.unwrap());

@@ -1,5 +1,5 @@
 //! The HTTP and WebSocket API of one sprite, served by its own agent: exec, files, checkpoints, ports, connections,
-//! health, restart.
+//! services, health, restart.
 //!
 //! Paths arrive as the client sent them, `/v1/sprites/{name}/…`; a name that is not this machine's sprite is answered with
 //! 404. Everything that a client can get wrong is answered with a JSON body ([`answer::Refusal`]); nothing here panics on
@@ -21,6 +21,7 @@ mod ports;
 mod proxy;
 pub(crate) mod restart;
 pub(crate) mod sandbox;
+mod services;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,7 @@ mod volume;
 
 use self::{
     activity::Activity, answer::Refusal, checkpoints::Checkpoints, files::Files, ports::Ports,
-    restart::Restart, sandbox::Sandbox, session::Sessions,
+    restart::Restart, sandbox::Sandbox, services::Services, session::Sessions,
 };
 use axum::{
     Router,
@@ -55,6 +56,7 @@ pub(crate) struct Agent {
     sessions: Sessions,
     files: Files,
     ports: Arc<Ports>,
+    services: Arc<Services>,
     /// The places of proxied connections.
     connections: Arc<Semaphore>,
 }
@@ -69,6 +71,7 @@ impl Agent {
         checkpoints: Arc<dyn Checkpoints>,
         machine: Arc<dyn Restart>,
     ) -> Arc<Self> {
+        let services = Services::start(identity.clone(), sandbox.clone());
         Arc::new(Self {
             identity,
             sandbox,
@@ -78,6 +81,7 @@ impl Agent {
             sessions: Sessions::default(),
             files: Files::default(),
             ports: Ports::new(),
+            services,
             connections: Arc::new(Semaphore::new(proxy::CONNECTIONS_MAX)),
         })
     }
@@ -157,6 +161,7 @@ pub(crate) fn router(agent: Arc<Agent>) -> Router {
         .merge(ports::router())
         .merge(proxy::router())
         .merge(restart::router())
+        .merge(services::router())
         .merge(volume::router())
         .fallback(no_such_route);
     Router::new()

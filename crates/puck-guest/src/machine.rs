@@ -57,7 +57,7 @@ pub(crate) enum MachineError {
     /// The container did not start or stop.
     #[error("{action} the container")]
     Container {
-        /// `start`, `stop`, `name` or `limit`.
+        /// `prepare`, `start`, `stop`, `name` or `limit`.
         action: &'static str,
         /// Why.
         #[source]
@@ -121,6 +121,8 @@ impl Machine {
             tokio::task::block_in_place(|| disk.check())?;
         }
         tokio::task::block_in_place(|| disk.mount())?;
+        container::mount_logs()
+            .map_err(|source| MachineError::Container { action: "prepare", source })?;
         let network = Network::start(gateway.clone()).await.map_err(MachineError::Network)?;
         if let Some(identity) = &boot.identity {
             network.apply(&identity.network).await.map_err(MachineError::Network)?;
@@ -371,6 +373,7 @@ impl Machine {
             uid_start: self.boot.uid_start,
             hostname,
             dns: vec![RESOLVER.into()],
+            logs: Some(PathBuf::from(container::LOGS)),
             limits: self.boot.limits,
         };
         let container = Container::start(spec)

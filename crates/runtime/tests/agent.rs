@@ -111,6 +111,7 @@ async fn serve(mut freezer: Freezer) -> ExitCode {
         uid_start: boot.uid_start,
         hostname: "sprite-1".into(),
         dns: Vec::new(),
+        logs: None,
         limits: boot.limits,
     };
     let container = Container::start(spec).await.unwrap();

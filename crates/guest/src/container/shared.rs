@@ -14,8 +14,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The most that these files may take: root of the container can write those in `/etc`, and service logs are kept here.
+/// The most that these files may take: root of the container can write those in `/etc`.
 const SHARED_BYTES_MAX: &str = "16m";
+
+/// The most that the logs of services may take.
+const LOGS_BYTES_MAX: &str = "32m";
 
 /// The most of these files.
 const SHARED_FILES_MAX: &str = "4096";
@@ -33,6 +36,22 @@ pub(crate) const CHECKPOINTS: &str = "checkpoints";
 /// What `/.sprite` holds at the start.
 const DIRECTORIES: [&str; 6] =
     ["bin", CHECKPOINTS, "etc/profile.d", "languages", "logs/services", "policy"];
+
+/// Mounts the directory of the logs.
+pub(super) fn mount_logs(place: &Path) -> io::Result<()> {
+    fs::create_dir_all(place)?;
+    let options = [
+        ("source", "logs"),
+        ("mode", "755"),
+        ("size", LOGS_BYTES_MAX),
+        ("nr_inodes", SHARED_FILES_MAX),
+    ];
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let logs = mount::filesystem("tmpfs", &options, attributes)?;
+    mount::attach_path(logs.as_fd(), place)
+}
 
 /// The mounted files.
 #[derive(Debug)]

@@ -193,6 +193,13 @@ fn bind_shared(build: &Build, user_namespace: &OwnedFd) -> Result<(), StepError>
             .step("find the place of the checkpoints")?;
         mount::attach(checkpoints.as_fd(), place.as_fd()).step("mount the checkpoints")?;
     }
+    if let Some(logs) = &build.logs {
+        let logs = mount::bind(logs, read_only, Some(user_namespace.as_fd()))
+            .step("map the ids of the logs")?;
+        let place = mount::find(root.as_fd(), ".sprite/logs/services")
+            .step("find the place of the logs")?;
+        mount::attach(logs.as_fd(), place.as_fd()).step("mount the logs")?;
+    }
     for name in ["resolv.conf", "hosts", "hostname"] {
         let source = build.run.join("shared").join(name);
         let file =

@@ -21,6 +21,8 @@ pub(crate) struct Build {
     pub(crate) volume: PathBuf,
     /// A directory of the agent's with the mount points `base`, `disk` and `root` and what is bound into the container.
     pub(crate) run: PathBuf,
+    /// What is bound at `/.sprite/logs/services`.
+    pub(crate) logs: Option<PathBuf>,
     /// Whether checkpoints can be browsed.
     pub(crate) checkpoints: bool,
     /// The container's ids.

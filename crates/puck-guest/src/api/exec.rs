@@ -17,7 +17,7 @@ mod control;
 pub(super) mod environment;
 mod kill;
 mod post;
-mod signal;
+pub(super) mod signal;
 mod socket;
 
 use super::{
@@ -215,7 +215,7 @@ fn run_after_disconnect(query: &ExecQuery) -> Option<Duration> {
 }
 
 /// The line on standard error and the exit code of a command that was not started.
-fn explain(error: &SpawnError, program: &str) -> (String, u8) {
+pub(super) fn explain(error: &SpawnError, program: &str) -> (String, u8) {
     match error {
         SpawnError::NotFound { .. } if program.contains('/') => {
             (format!("exec: {program:?}: no such file or directory"), 127)

@@ -96,7 +96,12 @@ async fn serve(mut socket: WebSocket, agent: &Agent, held: (Hold, OwnedSemaphore
     drop(connecting);
     let is_own_name =
         agent.identity.borrow().as_ref().is_some_and(|identity| identity.name == target.host);
-    let stream = match connect(&target, is_own_name).await {
+    // A service that is just starting, as after a wake, gets the time to open its port.
+    let is_local = is_own_name || is_own_host(&target.host);
+    if is_local {
+        drop(timeout(CONNECT_TIMEOUT, agent.services.ready(target.port)).await);
+    }
+    let stream = match connect(&target, is_local).await {
         Ok(stream) => stream,
         Err(error) => {
             let reason = format!("connect to {}:{}: {error}", shown(&target.host), target.port);
@@ -133,9 +138,9 @@ async fn target(socket: &mut WebSocket) -> Result<Option<ProxyTarget>, String> {
 }
 
 /// Connects to the first of the target's addresses that takes the connection.
-async fn connect(target: &ProxyTarget, is_own_name: bool) -> io::Result<TcpStream> {
+async fn connect(target: &ProxyTarget, is_local: bool) -> io::Result<TcpStream> {
     let mut failure = None;
-    for address in addresses(&target.host, is_own_name)? {
+    for address in addresses(&target.host, is_local)? {
         let address = SocketAddr::new(address, target.port);
         match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
@@ -150,9 +155,14 @@ async fn connect(target: &ProxyTarget, is_own_name: bool) -> io::Result<TcpStrea
     Err(failure.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
 }
 
+/// Whether a host is the sprite itself, under a name that every sprite has.
+fn is_own_host(host: &str) -> bool {
+    ["", "localhost", "sprite"].contains(&host)
+}
+
 /// The addresses to try. A service of the sprite may have bound any one of its own.
-fn addresses(host: &str, is_own_name: bool) -> io::Result<Vec<IpAddr>> {
-    if is_own_name || ["", "localhost", "sprite"].contains(&host) {
+fn addresses(host: &str, is_local: bool) -> io::Result<Vec<IpAddr>> {
+    if is_local {
         let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         return Ok([&loopback[..], &[INSIDE.into()]].concat());
     }

@@ -6,6 +6,9 @@ use async_trait::async_trait;
 use guest::container::{self, Command, Container, ProcessIo, SignalError, SpawnError};
 use std::{path::Path, sync::Arc};
 
+/// See [`Sandbox::services`].
+const SERVICES: &str = "/volume/services";
+
 /// A running container.
 #[async_trait]
 pub(crate) trait Sandbox: Send + Sync {
@@ -14,6 +17,12 @@ pub(crate) trait Sandbox: Send + Sync {
 
     /// The id outside of the container's user 0.
     fn uid_start(&self) -> u32;
+
+    /// The directory of the services' definitions: on the sprite's disk, and not seen by its programs.
+    fn services(&self) -> &Path;
+
+    /// The directory of the services' logs, which its programs may read.
+    fn logs(&self) -> &Path;
 
     /// Starts a process. It leads its own session and process group.
     async fn spawn(&self, command: Command) -> Result<(Arc<dyn Process>, ProcessIo), SpawnError>;
@@ -46,6 +55,14 @@ impl Sandbox for Container {
 
     fn uid_start(&self) -> u32 {
         Self::uid_start(self)
+    }
+
+    fn services(&self) -> &Path {
+        Path::new(SERVICES)
+    }
+
+    fn logs(&self) -> &Path {
+        Path::new(container::LOGS)
     }
 
     async fn spawn(&self, command: Command) -> Result<(Arc<dyn Process>, ProcessIo), SpawnError> {

@@ -52,7 +52,7 @@ pub(super) fn argv(cmd: Vec<String>, path: Option<&str>, has_terminal: bool) -> 
 }
 
 /// The working directory; a relative one is relative to the home directory.
-pub(super) fn dir(dir: Option<&str>) -> String {
+pub(crate) fn dir(dir: Option<&str>) -> String {
     match dir {
         None | Some("") => HOME.to_owned(),
         Some(dir) if dir.starts_with('/') => dir.to_owned(),

@@ -27,20 +27,20 @@ const SIGNALS: [(&str, Signal); 19] = [
 
 /// A signal under its full name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Named {
+pub(in crate::api) struct Named {
     /// Such as `SIGTERM`.
-    pub(super) name: &'static str,
+    pub(in crate::api) name: &'static str,
     /// The number.
-    pub(super) number: i32,
+    pub(in crate::api) number: i32,
 }
 
 /// The text is not a signal's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown signal {0:?}")]
-pub(super) struct UnknownSignal(String);
+pub(in crate::api) struct UnknownSignal(String);
 
 /// Parses a name or a number.
-pub(super) fn parse(text: &str) -> Result<Named, UnknownSignal> {
+pub(in crate::api) fn parse(text: &str) -> Result<Named, UnknownSignal> {
     let upper = text.trim().to_ascii_uppercase();
     let short = upper.strip_prefix("SIG").unwrap_or(&upper);
     SIGNALS

@@ -29,12 +29,17 @@ pub(super) const UID_START: u32 = 300_000;
 
 pub(super) struct Local {
     root: TempDir,
+    /// What is on the disk beside the root.
+    beside: TempDir,
+    services: PathBuf,
 }
 
 impl Local {
     pub(super) fn new() -> Self {
         let root = TempDir::new().unwrap();
-        let local = Self { root };
+        let beside = TempDir::new().unwrap();
+        let services = beside.path().canonicalize().unwrap().join("services");
+        let local = Self { root, beside, services };
         for (dir, mode, uid) in
             [("", 0o755, 0), ("home", 0o755, 0), ("root", 0o700, 0), ("etc", 0o755, 0)]
         {
@@ -98,6 +103,14 @@ impl Sandbox for Local {
 
     fn uid_start(&self) -> u32 {
         UID_START
+    }
+
+    fn services(&self) -> &Path {
+        &self.services
+    }
+
+    fn logs(&self) -> &Path {
+        self.beside.path()
     }
 
     async fn spawn(&self, command: Command) -> Result<(Arc<dyn Process>, ProcessIo), SpawnError> {
