@@ -15,6 +15,7 @@ mod check;
 pub(crate) mod checkpoints;
 mod exec;
 mod files;
+pub(crate) mod inside;
 mod lines;
 mod message;
 mod ports;
@@ -23,13 +24,14 @@ pub(crate) mod restart;
 pub(crate) mod sandbox;
 mod services;
 mod session;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod volume;
 
 use self::{
     activity::Activity, answer::Refusal, checkpoints::Checkpoints, files::Files, ports::Ports,
-    restart::Restart, sandbox::Sandbox, services::Services, session::Sessions,
+    restart::Restart, sandbox::Sandbox, services::Services, session::Sessions, tasks::Tasks,
 };
 use axum::{
     Router,
@@ -57,6 +59,7 @@ pub(crate) struct Agent {
     files: Files,
     ports: Arc<Ports>,
     services: Arc<Services>,
+    tasks: Tasks,
     /// The places of proxied connections.
     connections: Arc<Semaphore>,
 }
@@ -82,6 +85,7 @@ impl Agent {
             files: Files::default(),
             ports: Ports::new(),
             services,
+            tasks: Tasks::default(),
             connections: Arc::new(Semaphore::new(proxy::CONNECTIONS_MAX)),
         })
     }

@@ -119,6 +119,7 @@ async fn serve(machine: &Arc<Machine>, gateway: &Gateway, socket: &Path) -> anyh
     let checkpoints = Arc::new(DiskCheckpoints(machine.clone()));
     let agent =
         api::Agent::new(machine.identity(), machine.sandbox(), checkpoints, machine.clone());
+    tokio::spawn(api::inside::serve(agent.clone()));
     let asleep = Arc::new(Notify::new());
     let internal = Internal {
         machine: machine.clone(),

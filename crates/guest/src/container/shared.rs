@@ -30,6 +30,13 @@ const SPRITE_ADDRESS: &str = "10.0.0.1";
 const SPRITE_CONSOLE: &str =
     "#!/bin/sh\ncd \"$HOME\" 2>/dev/null\nexec \"${SHELL:-/bin/bash}\" -l\n";
 
+/// Programs for those inside, by their names in `/.sprite/bin`.
+const PROGRAMS: [(&str, &str); 3] = [
+    ("sprite-browser", include_str!("sprite-browser")),
+    ("sprite-console", SPRITE_CONSOLE),
+    ("sprite-env", include_str!("sprite-env")),
+];
+
 /// The directory of the checkpoints in `/.sprite`.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
 
@@ -106,9 +113,13 @@ impl Shared {
             fs::create_dir_all(sprite.join(name))?;
         }
         fs::write(sprite.join("version.txt"), concat!(env!("CARGO_PKG_VERSION"), "\n"))?;
-        let console = sprite.join("bin/sprite-console");
-        fs::write(&console, SPRITE_CONSOLE)?;
-        fs::set_permissions(&console, fs::Permissions::from_mode(0o755))
+        fs::write(sprite.join("llm.txt"), include_str!("llm.txt"))?;
+        for (name, text) in PROGRAMS {
+            let program = sprite.join("bin").join(name);
+            fs::write(&program, text)?;
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(())
     }
 
     /// Writes what programs may read about the sprite's policies, in place of what was there.

@@ -9,6 +9,9 @@ use std::{path::Path, sync::Arc};
 /// See [`Sandbox::services`].
 const SERVICES: &str = "/volume/services";
 
+/// What programs see as `/.sprite/api.sock`.
+const SOCKET: &str = "/run/puck/container/shared/sprite/api.sock";
+
 /// A running container.
 #[async_trait]
 pub(crate) trait Sandbox: Send + Sync {
@@ -23,6 +26,9 @@ pub(crate) trait Sandbox: Send + Sync {
 
     /// The directory of the services' logs, which its programs may read.
     fn logs(&self) -> &Path;
+
+    /// Where programs find the agent.
+    fn socket(&self) -> &Path;
 
     /// Starts a process. It leads its own session and process group.
     async fn spawn(&self, command: Command) -> Result<(Arc<dyn Process>, ProcessIo), SpawnError>;
@@ -63,6 +69,10 @@ impl Sandbox for Container {
 
     fn logs(&self) -> &Path {
         Path::new(container::LOGS)
+    }
+
+    fn socket(&self) -> &Path {
+        Path::new(SOCKET)
     }
 
     async fn spawn(&self, command: Command) -> Result<(Arc<dyn Process>, ProcessIo), SpawnError> {

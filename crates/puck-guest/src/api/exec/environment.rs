@@ -18,6 +18,7 @@ pub(crate) fn of(
     has_terminal: bool,
 ) -> Vec<(String, String)> {
     let base = [
+        ("BROWSER", "/.sprite/bin/sprite-browser"),
         ("HOME", HOME),
         ("LANG", "C.UTF-8"),
         ("LOGNAME", "sprite"),

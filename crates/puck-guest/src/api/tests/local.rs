@@ -32,6 +32,7 @@ pub(super) struct Local {
     /// What is on the disk beside the root.
     beside: TempDir,
     services: PathBuf,
+    socket: PathBuf,
 }
 
 impl Local {
@@ -39,7 +40,8 @@ impl Local {
         let root = TempDir::new().unwrap();
         let beside = TempDir::new().unwrap();
         let services = beside.path().canonicalize().unwrap().join("services");
-        let local = Self { root, beside, services };
+        let socket = beside.path().join("api.sock");
+        let local = Self { root, beside, services, socket };
         for (dir, mode, uid) in
             [("", 0o755, 0), ("home", 0o755, 0), ("root", 0o700, 0), ("etc", 0o755, 0)]
         {
@@ -111,6 +113,10 @@ impl Sandbox for Local {
 
     fn logs(&self) -> &Path {
         self.beside.path()
+    }
+
+    fn socket(&self) -> &Path {
+        &self.socket
     }
 
     async fn spawn(&self, command: Command) -> Result<(Arc<dyn Process>, ProcessIo), SpawnError> {
