@@ -200,3 +200,73 @@ pub struct WithOwners {
     /// The group's number.
     pub gid: u32,
 }
+
+/// What a client of `fs/watch` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", rename_all_fields = "camelCase")]
+pub enum WatchRequest {
+    /// It wants to hear of these files and of what is in these directories.
+    Subscribe {
+        /// The files and directories.
+        paths: Vec<String>,
+        /// Whether what is deeper below counts as well.
+        #[serde(default)]
+        recursive: bool,
+        /// What relative paths start from; the home directory if absent.
+        #[serde(default)]
+        working_dir: Option<String>,
+    },
+    /// It does not any more.
+    Unsubscribe {
+        /// The files and directories, with what is below.
+        paths: Vec<String>,
+        /// What relative paths start from; the home directory if absent.
+        #[serde(default)]
+        working_dir: Option<String>,
+    },
+}
+
+/// What it hears.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", rename_all_fields = "camelCase")]
+pub enum WatchMessage {
+    /// These are watched from now on.
+    Subscribed {
+        /// The absolute paths.
+        paths: Vec<String>,
+    },
+    /// Something happened to a file.
+    Event {
+        /// The absolute path.
+        path: String,
+        /// What.
+        event: FileEvent,
+        /// When, as RFC 3339.
+        timestamp: String,
+        /// The file's size in bytes; 0 for a directory and for what is gone.
+        size: u64,
+        /// Whether it is a directory.
+        is_dir: bool,
+    },
+    /// Something could not be watched, or was not seen.
+    Error {
+        /// What.
+        message: String,
+    },
+}
+
+/// What happened to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileEvent {
+    /// Its mode, owner or times changed.
+    Chmod,
+    /// It is new here.
+    Create,
+    /// It is gone.
+    Remove,
+    /// It was moved away; where it is now, it is created, if that is watched.
+    Rename,
+    /// Its content changed.
+    Write,
+}

@@ -66,3 +66,14 @@ test('files get other names, copies, modes and owners', async () => {
   await assert.rejects(home().rename('missing', 'x'), hasCode('ENOENT'));
   await assert.rejects(home().copyFile('own', 'flat'), hasCode('EISDIR'));
 });
+
+test('files are watched', { timeout: 30_000 }, async () => {
+  await one.it.execFile('mkdir', ['-p', '/home/sprite/watched']);
+  const watcher = await one.it.filesystem('/home/sprite').watch(['watched'], { recursive: true });
+  assert.deepEqual(await watcher.next(), { type: 'subscribed', paths: ['/home/sprite/watched'] });
+  await one.it.execFile('sh', ['-c', 'mkdir watched/sub; echo hi > watched/sub/file']);
+  for await (const event of watcher) {
+    assert.equal(event.type, 'event');
+    if (event.path === '/home/sprite/watched/sub/file') break;
+  }
+});

@@ -1,4 +1,4 @@
-//! Files: read, write, list, delete, rename, copy, and whose they are, strictly inside the container's root.
+//! Files: read, write, list, delete, rename, copy, watch, and whose they are, strictly inside the container's root.
 //!
 //! Every path is resolved by the kernel relative to a descriptor of the root, with `RESOLVE_IN_ROOT` and without magic
 //! links, so `..` and symbolic links cannot leave it. Operations run as the user `sprite`, or with `asRoot=true` as the
@@ -23,6 +23,7 @@ mod read;
 mod rename;
 mod root;
 mod tree;
+mod watch;
 mod write;
 
 use self::{
@@ -55,17 +56,20 @@ pub(super) fn router() -> Router<Arc<Agent>> {
         .route("/fs/copy", post(copy::copy))
         .route("/fs/chmod", post(attributes::chmod))
         .route("/fs/chown", post(attributes::chown))
+        .route("/fs/watch", get(watch::watch))
 }
 
 /// What file operations share.
 #[derive(Debug, Clone)]
 pub(super) struct Files {
     operations: Arc<Semaphore>,
+    watchers: Arc<Semaphore>,
 }
 
 impl Default for Files {
     fn default() -> Self {
-        Self { operations: Arc::new(Semaphore::new(OPERATIONS_MAX)) }
+        let places = |count| Arc::new(Semaphore::new(count));
+        Self { operations: places(OPERATIONS_MAX), watchers: places(watch::WATCHERS_MAX) }
     }
 }
 

@@ -134,12 +134,7 @@ async fn end(
 }
 
 /// Makes a task, or gives one a new end unless it has to be new.
-fn put(
-    agent: &Arc<Agent>,
-    name: String,
-    expire: &Expire,
-    is_new: bool,
-) -> Result<Shown, Refusal> {
+fn put(agent: &Arc<Agent>, name: String, expire: &Expire, is_new: bool) -> Result<Shown, Refusal> {
     let invalid = |message: String| Refusal::new(StatusCode::BAD_REQUEST, message);
     if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
         return Err(invalid(format!(

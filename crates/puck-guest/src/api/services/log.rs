@@ -145,7 +145,7 @@ mod tests {
             .map(|entry| entry.unwrap().metadata().unwrap().len())
             .sum();
         assert!(kept <= 2 * (LOG_BYTES_MAX + 2000), "{kept}");
-        assert_eq!(log.last(600).len(), 600, "the older file counts");
+        assert_eq!(log.last(400).len(), 400, "the older file counts");
         assert_eq!(log.last(1).len(), 1);
     }
 }
