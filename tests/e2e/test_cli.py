@@ -172,3 +172,57 @@ def test_a_console_resizes_detaches_and_comes_back(server, sprite, name, termina
     sees("resized")
     terminal.type("exit 6", "Enter")
     sees("left 6")
+
+
+def test_cp_copies_files_and_directories_both_ways(server, puck, name, tmp_path):
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub" / "data").write_bytes(bytes(range(256)) * 5000)
+    (tree / "run.sh").write_text("#!/bin/sh\necho ran\n")
+    (tree / "run.sh").chmod(0o755)
+    (tree / "link").symlink_to("run.sh")
+    server.cli("cp", str(tree), f"{name}:")
+    assert puck("exec", "--", "sh", "-c", "tree/link; wc -c < tree/sub/data; stat -c %U tree/run.sh").stdout == "ran\n1280000\nsprite\n"
+    server.cli("cp", f"{name}:tree", str(tmp_path / "back"))
+    back = tmp_path / "back"
+    assert (back / "sub" / "data").read_bytes() == (tree / "sub" / "data").read_bytes()
+    assert (back / "link").readlink().name == "run.sh" and (back / "run.sh").stat().st_mode & 0o777 == 0o755
+    one, two = tmp_path / "one", tmp_path / "two words"
+    one.write_text("1")
+    two.write_text("2")
+    puck("cp", str(one), str(two), ":tree/sub")
+    puck("cp", str(one), ":renamed")
+    assert puck("exec", "--", "sh", "-c", "cat renamed tree/sub/one 'tree/sub/two words'").stdout == "112"
+    puck("cp", ":tree/sub/two words", ":renamed", str(back))
+    assert ((back / "two words").read_text(), (back / "renamed").read_text()) == ("2", "1")
+    (tree / "run.sh").write_text("new")
+    server.cli("cp", str(tree), f"{name}:")
+    assert puck("exec", "--", "sh", "-c", "cat tree/run.sh tree/sub/one").stdout == "new1", "a directory that is there is filled"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".puck")] == []
+    assert "puck-cp" not in puck("exec", "--", "ls", "-A").stdout
+
+
+def test_cp_says_what_is_wrong(server, puck, name, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for code, text, arguments in (
+        (1, "no such file or directory", (":missing", str(tmp_path))),
+        (1, "No such file", (str(tmp_path / "missing"), ":")),
+        (1, "no such directory", (str(tmp_path / "file"), ":no/such/place")),
+        (1, "no such directory", (str(tmp_path / "file"), ":nowhere/")),
+        (1, "no such directory", (":/etc/hostname", str(tmp_path / "nowhere") + "/")),
+        (1, "no such directory", (":/etc/hostname", ":/etc/hosts", str(tmp_path / "file"))),
+        (2, "one side must be", (str(tmp_path / "file"), str(tmp_path / "other"))),
+        (2, "only one side", (":a", ":b")),
+        (1, "not found", (str(tmp_path / "file"), "no-such-sprite:")),
+    ):
+        done = puck("cp", *arguments, check=False)
+        assert done.returncode == code and text in done.stderr, (arguments, done.returncode, done.stderr)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    assert "permission denied" in puck("cp", str(tmp_path / "file"), ":/root/x", check=False).stderr
+    puck("cp", ":/etc/hostname", str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == f"{name}\n"
+
+
+def test_completion_knows_the_commands(server):
+    for shell in ("bash", "zsh", "fish"):
+        assert "checkpoint" in server.cli("completion", shell).stdout

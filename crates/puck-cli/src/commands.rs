@@ -6,6 +6,7 @@ mod attach;
 mod checkpoint;
 mod config;
 mod console;
+mod cp;
 mod create;
 mod destroy;
 mod exec;
@@ -44,6 +45,7 @@ pub enum Commands {
     Sessions(sessions::Sessions),
     Attach(attach::Attach),
     Proxy(proxy::Proxy),
+    Cp(cp::Cp),
     Checkpoint(checkpoint::Checkpoint),
     Restart(restart::Restart),
     Restore(restore::Restore),
@@ -69,6 +71,7 @@ impl Commands {
             Self::Sessions(command) => command.run(context).await,
             Self::Attach(command) => command.run(context).await,
             Self::Proxy(command) => command.run(context).await,
+            Self::Cp(command) => command.run(context).await,
             Self::Checkpoint(command) => command.run(context).await,
             Self::Restart(command) => command.run(context).await,
             Self::Restore(command) => command.run(context).await,

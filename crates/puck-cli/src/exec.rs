@@ -28,7 +28,8 @@ use crate::{
 use api::{exec::ExecQuery, name::SpriteName};
 use base::backoff::Backoff;
 use controls::{Controls, Signal};
-use pump::{Lost, Mode, Outcome, Streams};
+pub(crate) use pump::Streams;
+use pump::{Lost, Mode, Outcome};
 use socket::Socket;
 use std::{io, time::Duration};
 use tokio::io::AsyncWriteExt;
@@ -62,15 +63,34 @@ pub(crate) enum ExecError {
     Write(#[source] io::Error),
 }
 
-/// Runs a command without a terminal to its end. With `plain_request` no web socket is tried.
+/// Runs a command without a terminal to its end, with this process's streams. With `plain_request` no web socket is tried.
 pub(crate) async fn run(
     client: &Client,
     sprite: &SpriteName,
     query: &ExecQuery,
     plain_request: bool,
-    mut forwards: Forwards,
+    forwards: Forwards,
 ) -> anyhow::Result<Exit> {
-    let mut streams = Streams::of_process();
+    begin(client, sprite, query, plain_request, (Streams::of_process(), forwards)).await
+}
+
+/// The same with other streams.
+pub(crate) async fn run_with(
+    client: &Client,
+    sprite: &SpriteName,
+    query: &ExecQuery,
+    streams: Streams,
+) -> anyhow::Result<Exit> {
+    begin(client, sprite, query, false, (streams, Forwards::none())).await
+}
+
+async fn begin(
+    client: &Client,
+    sprite: &SpriteName,
+    query: &ExecQuery,
+    plain_request: bool,
+    (mut streams, mut forwards): (Streams, Forwards),
+) -> anyhow::Result<Exit> {
     let mut opened = None;
     if !plain_request {
         match open(client, sprite, None, query).await {

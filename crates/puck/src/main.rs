@@ -22,7 +22,7 @@ mod testing;
 mod worker;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 use std::{io::IsTerminal, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
@@ -49,6 +49,10 @@ enum Command {
         /// What to log on standard error, such as `info` or `puck=debug`
         #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = LOG_DEFAULT)]
         log: String,
+    },
+    /// Print what makes a shell complete the commands: source <(puck completion bash)
+    Completion {
+        shell: clap_complete::Shell,
     },
     Fsck(fsck::FsckArgs),
     Open(open::OpenArgs),
@@ -96,6 +100,11 @@ fn main() -> ExitCode {
         Command::Client(command) => return puck_cli::run(&arguments.client, &command),
         Command::Dev { args, log } => {
             log_to_stderr(&log).and_then(|()| block_on(dev::run(args.settings()?)))
+        }
+        Command::Completion { shell } => {
+            let mut command = Arguments::command();
+            clap_complete::generate(shell, &mut command, "puck", &mut std::io::stdout());
+            Ok(())
         }
         Command::Fsck(args) => log_to_stderr("warn").and_then(|()| block_on(check(args))),
         Command::Open(args) => {
@@ -176,7 +185,7 @@ fn log_to_stderr(filter: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::Arguments;
-    use clap::{CommandFactory, Parser};
+    use clap::{CommandFactory as _, Parser as _};
 
     #[test]
     fn client_and_server_share_one_command_line() {
