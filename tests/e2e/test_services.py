@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sprites
@@ -260,3 +261,25 @@ def test_the_asynchronous_python_client(server, sprite, name):
             return await client.sprite(name).list_services()
 
     assert asyncio.run(work()) == []
+
+
+def test_definitions_while_the_disk_is_restored_again_and_again(services, server, name):
+    server.cli("checkpoint", "create", sprite=name)
+    stop = []
+
+    def define():
+        number = 0
+        while not stop:
+            number += 1
+            answer = call(server, "PUT", f"{services.path}/s{number % 4}?duration=0", json={"cmd": "sleep", "args": [str(1000 + number)]})
+            assert answer.status_code in (200, 503), answer.text
+
+    with ThreadPoolExecutor(4) as pool:
+        defining = [pool.submit(define) for _ in range(4)]
+        for _ in range(8):
+            server.cli("restore", "v1", sprite=name)
+        stop.append(True)
+        for one in defining:
+            one.result(60)
+    services.put("last", "sleep", "1000")
+    services.until("last", "running")

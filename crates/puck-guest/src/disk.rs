@@ -22,6 +22,7 @@ use object_store::ObjectStore;
 use replica::{At, Log, Shipper};
 use rustix::{
     fs::{Mode, OFlags},
+    io::Errno,
     mount::{MountFlags, UnmountFlags},
 };
 use std::{
@@ -30,6 +31,7 @@ use std::{
     os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 use tracing::{error, info};
 use volume::{
@@ -41,6 +43,10 @@ const OLD_MAP: &str = "map-before.db";
 
 /// Where the volume's ext4 is mounted, inside the machine.
 pub(crate) const MOUNT: &str = "/volume";
+
+/// How long unmounting is tried while the agent itself has a file open, and the pause between two tries.
+const UNMOUNT_WAIT: Duration = Duration::from_secs(5);
+const UNMOUNT_PAUSE: Duration = Duration::from_millis(10);
 
 /// The status with which the agent ends when another worker has taken the sprite over.
 pub(crate) const FENCED_STATUS: i32 = 75;
@@ -212,8 +218,7 @@ impl Disk {
     pub(crate) fn unmount(&mut self) -> Result<(), DiskError> {
         let Some(mounted) = self.mounted.take() else { return Ok(()) };
         drop((mounted.filesystem, mounted.syncer));
-        rustix::mount::unmount(MOUNT, UnmountFlags::empty())
-            .map_err(|errno| DiskError::Unmount(errno.into()))?;
+        unmount_when_free().map_err(|errno| DiskError::Unmount(errno.into()))?;
         self.volume.end_trace();
         mounted.device.detach().map_err(|source| DiskError::Device { action: "detach", source })
     }
@@ -335,6 +340,17 @@ impl Disk {
     pub(crate) async fn close(self) -> Result<(), DiskError> {
         assert!(self.mounted.is_none(), "the owner unmounts before it closes");
         self.volume.close().await.map_err(|source| DiskError::Volume { action: "close", source })
+    }
+}
+
+/// Unmounts, and waits a little for whoever of the agent has a file open: the definitions of services are written in moments.
+fn unmount_when_free() -> Result<(), Errno> {
+    let deadline = Instant::now() + UNMOUNT_WAIT;
+    loop {
+        match rustix::mount::unmount(MOUNT, UnmountFlags::empty()) {
+            Err(Errno::BUSY) if Instant::now() < deadline => std::thread::sleep(UNMOUNT_PAUSE),
+            done => return done,
+        }
     }
 }
 

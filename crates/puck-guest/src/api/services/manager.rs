@@ -6,7 +6,7 @@ use super::{
     store::{Definitions, SERVICES_MAX, Store, Stored},
 };
 use crate::{
-    api::{SANDBOX_WAIT, answer::Refusal, sandbox::Sandbox},
+    api::{SANDBOX_WAIT, Withdrawal, answer::Refusal, sandbox::Sandbox},
     sockets,
 };
 use api::service::{Service as Shown, ServiceDefinition, ServiceEvent, ServiceName, ServiceStatus};
@@ -37,6 +37,7 @@ pub(in crate::api) struct Services {
 /// The services under one container.
 pub(super) struct Set {
     sandbox: Arc<dyn Sandbox>,
+    withdrawal: Withdrawal,
     identity: watch::Receiver<Option<Identity>>,
     store: Store,
     services: Mutex<BTreeMap<ServiceName, Entry>>,
@@ -85,11 +86,12 @@ impl Services {
                 return;
             };
             let Some(running) = found else { continue };
-            let set = Set::load(running, identity.clone()).await;
+            let withdrawal = Withdrawal(sandbox.clone());
+            let set = Set::load(running, withdrawal, identity.clone()).await;
             self.running.send_replace(Some(Arc::clone(&set)));
             let is_over = sandbox.changed().await.is_err();
             self.running.send_replace(None);
-            set.abort();
+            set.end();
             if is_over {
                 return;
             }
@@ -208,10 +210,12 @@ impl Set {
     /// Starts what the disk says.
     async fn load(
         sandbox: Arc<dyn Sandbox>,
+        withdrawal: Withdrawal,
         identity: watch::Receiver<Option<Identity>>,
     ) -> Arc<Self> {
         let store = Store(sandbox.services().to_owned());
-        let set = Arc::new(Self { sandbox, identity, store, services: Mutex::default() });
+        let services = Mutex::default();
+        let set = Arc::new(Self { sandbox, withdrawal, identity, store, services });
         let store = set.store.clone();
         let loaded = tokio::task::spawn_blocking(move || store.load()).await;
         let definitions = loaded.unwrap_or_else(|error| Err(io::Error::other(error)));
@@ -314,7 +318,12 @@ impl Set {
     async fn save(&self, definitions: Definitions) -> Result<(), Refusal> {
         let store = self.store.clone();
         let saved = tokio::task::spawn_blocking(move || store.save(&definitions)).await;
-        saved.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| {
+        let saved = saved.unwrap_or_else(|error| Err(io::Error::other(error)));
+        // Once the container is on its way out, the disk may not have been where it was written.
+        if self.withdrawal.has_come() {
+            return Err(Refusal::unavailable());
+        }
+        saved.map_err(|error| {
             tracing::warn!(%error, "write the definitions of services");
             let message = format!("cannot write the definitions of services: {error}");
             Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message)
@@ -322,8 +331,11 @@ impl Set {
     }
 
     /// Ends every task. The processes end with the container.
-    fn abort(&self) {
-        self.services().values().for_each(|entry| entry.task.abort());
+    fn end(&self) {
+        for entry in self.services().values() {
+            entry.task.abort();
+            entry.service.over();
+        }
     }
 
     fn services(&self) -> MutexGuard<'_, BTreeMap<ServiceName, Entry>> {

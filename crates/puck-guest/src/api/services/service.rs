@@ -98,6 +98,8 @@ pub(super) struct Service {
     pub(super) voice: Voice,
     wanted: watch::Sender<Wanted>,
     state: watch::Sender<State>,
+    /// Whether its container has ended, and with it its task.
+    is_over: watch::Sender<bool>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -126,7 +128,8 @@ impl Service {
         wanted: Wanted,
     ) -> Arc<Self> {
         let (wanted, state) = (watch::Sender::new(wanted), watch::Sender::default());
-        Arc::new(Self { name, definition, voice, wanted, state })
+        let is_over = watch::Sender::new(false);
+        Arc::new(Self { name, definition, voice, wanted, state, is_over })
     }
 
     /// As the API shows it.
@@ -177,12 +180,20 @@ impl Service {
         });
     }
 
-    /// Stops it, and returns when it has ended.
+    /// Stops it, and returns when it has ended, or its container has.
     pub(super) async fn stop(&self, grace: Duration) {
         self.wanted.send_replace(Wanted::Stopped(grace));
-        let mut state = self.state.subscribe();
-        // The sender lives as long as this service.
-        drop(state.wait_for(|state| state.status == ServiceStatus::Stopped).await);
+        let (mut state, mut over) = (self.state.subscribe(), self.is_over.subscribe());
+        // The senders live as long as this service.
+        tokio::select! {
+            _ = state.wait_for(|state| state.status == ServiceStatus::Stopped) => {}
+            _ = over.wait_for(|is_over| *is_over) => {}
+        }
+    }
+
+    /// Its container has ended.
+    pub(super) fn over(&self) {
+        self.is_over.send_replace(true);
     }
 
     /// Sends a signal to the process and its group; false if there is none.
