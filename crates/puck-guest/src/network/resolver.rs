@@ -97,11 +97,13 @@ async fn converse(mut stream: TcpStream, network: &Network, queries: &Semaphore)
             stream.read_exact(&mut query).await
         };
         timeout(SILENCE_MAX, read).await.map_err(|_elapsed| io::ErrorKind::TimedOut)??;
-        let _place = queries.acquire().await.map_err(io::Error::other)?;
+        let place = queries.acquire().await.map_err(io::Error::other)?;
         let Some(answer) = answer(network, query.into(), true).await else { return Ok(()) };
+        drop(place);
         let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
-        let write = stream.write_all(&[&length.to_be_bytes()[..], &answer].concat()).await;
-        write?;
+        let message = [&length.to_be_bytes()[..], &answer].concat();
+        let write = stream.write_all(&message);
+        timeout(SILENCE_MAX, write).await.map_err(|_elapsed| io::ErrorKind::TimedOut)??;
     }
 }
 
