@@ -280,3 +280,25 @@ def test_memory_is_limited_live(server, sprite, name):
         assert call(server, "POST", path, json={"memory": {"limit_mb": limit}}).status_code == 400
     assert call(server, "DELETE", path).status_code == 204
     assert call(server, "GET", path).json() == {}
+
+
+def test_the_command_line(server, sprite, name):
+    def policy(*arguments: str) -> str:
+        return server.cli("policy", *arguments, sprite=name).stdout
+
+    assert json.loads(policy("network")) == {"rules": []}
+    policy("network", "--defaults", "--allow", "*.Example.com", "--allow", "a.test", "--deny", "b.example.com")
+    assert json.loads(policy("network"))["rules"] == [
+        {"include": "defaults"},
+        {"domain": "*.example.com", "action": "allow"},
+        {"domain": "a.test", "action": "allow"},
+        {"domain": "b.example.com", "action": "deny"},
+    ]
+    policy("network", "--unrestricted")
+    assert json.loads(policy("network")) == {"rules": []}
+    policy("memory", "--limit-mb", "256", "--autoscale")
+    assert json.loads(policy("memory")) == {"memory": {"limit_mb": 256, "autoscale": True}}
+    policy("memory", "--reset")
+    assert json.loads(policy("memory")) == {}
+    for code, arguments in ((2, ("network", "--allow", "a b")), (2, ("network", "--allow", "a.test", "--unrestricted")), (1, ("memory", "--limit-mb", "1"))):
+        assert server.cli("policy", *arguments, sprite=name, check=False).returncode == code

@@ -22,7 +22,7 @@ use api::{
 use jiff::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Body, Method, RequestBuilder, Response, header};
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use std::{error::Error, marker::PhantomData, time::Duration};
 
 /// How long connecting may take.
@@ -178,6 +178,26 @@ impl Client {
 
     pub(crate) async fn restart_sprite(&self, name: &SpriteName) -> Result<Restarted> {
         self.json(self.request(Method::POST, &format!("/v1/sprites/{name}/restart"))?).await
+    }
+
+    /// A policy of the sprite: `network` or `resources`.
+    pub(crate) async fn policy<T: DeserializeOwned>(
+        &self,
+        name: &SpriteName,
+        kind: &str,
+    ) -> Result<T> {
+        self.json(self.request(Method::GET, &format!("/v1/sprites/{name}/policy/{kind}"))?).await
+    }
+
+    /// Replaces it.
+    pub(crate) async fn set_policy(
+        &self,
+        name: &SpriteName,
+        kind: &str,
+        policy: &(impl Serialize + Sync),
+    ) -> Result<()> {
+        let request = self.request(Method::POST, &format!("/v1/sprites/{name}/policy/{kind}"))?;
+        self.done(request.json(policy)).await
     }
 
     pub(crate) async fn volume(&self, name: &SpriteName) -> Result<VolumeStatus> {

@@ -15,6 +15,7 @@ mod fork;
 pub(crate) mod import;
 mod info;
 mod list;
+mod policy;
 mod proxy;
 mod restart;
 mod restore;
@@ -53,6 +54,7 @@ pub enum Commands {
     Export(export::Export),
     Import(import::Import),
     Undelete(undelete::Undelete),
+    Policy(policy::Policy),
     Volume(volume::Volume),
 }
 
@@ -79,6 +81,7 @@ impl Commands {
             Self::Export(command) => command.run(context).await,
             Self::Import(command) => command.run(context).await,
             Self::Undelete(command) => command.run(context).await,
+            Self::Policy(command) => command.run(context).await,
             Self::Volume(command) => command.run(context).await,
         }
     }

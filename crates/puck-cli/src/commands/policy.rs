@@ -1,0 +1,109 @@
+//! `puck policy`: what a sprite may reach and use.
+
+use crate::{context::Context, exit::Exit, output};
+use anyhow::Context as _;
+use api::policy::{Action, Domain, MemoryPolicy, NetworkPolicy, NetworkRule, ResourcesPolicy};
+
+/// See and set what a sprite may reach and use
+///
+/// A change is in force when the command returns, and does not wake the sprite.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  puck policy network\n  puck policy network --defaults --allow '*.example.com' --deny bad.example.com\n  \
+                        puck policy network --unrestricted\n  puck policy memory --limit-mb 512"
+)]
+pub struct Policy {
+    #[command(subcommand)]
+    command: PolicyCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum PolicyCommand {
+    /// Which names the sprite may look up and connect to; without options, show it
+    Network(Network),
+    /// How much memory its programs may use; without options, show it
+    Memory(Memory),
+}
+
+#[derive(Debug, clap::Args)]
+struct Network {
+    /// Allow a name, or with `*.` everything below one, or with `*` everything; may be repeated. What is not allowed is refused
+    #[arg(long, value_name = "DOMAIN")]
+    allow: Vec<Domain>,
+
+    /// Refuse one although a wider rule allows it; may be repeated
+    #[arg(long, value_name = "DOMAIN")]
+    deny: Vec<Domain>,
+
+    /// Allow the hosts that developers usually need
+    #[arg(long)]
+    defaults: bool,
+
+    /// Allow everything, private addresses too
+    #[arg(long, conflicts_with_all = ["allow", "deny", "defaults"])]
+    unrestricted: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Memory {
+    /// The limit in MiB
+    #[arg(long, value_name = "MIB")]
+    limit_mb: Option<u64>,
+
+    /// Let them use more, up to what the server gives each sprite
+    #[arg(long, requires = "limit_mb")]
+    autoscale: bool,
+
+    /// Back to what the server gives each sprite
+    #[arg(long, conflicts_with = "limit_mb")]
+    reset: bool,
+}
+
+impl Network {
+    /// The rules that are asked for; `None` if none are.
+    fn policy(&self) -> Option<NetworkPolicy> {
+        let rule =
+            |action| move |domain: &Domain| NetworkRule::Domain { domain: domain.clone(), action };
+        let mut rules: Vec<NetworkRule> = Vec::new();
+        rules.extend(self.defaults.then_some(NetworkRule::Defaults));
+        rules.extend(self.allow.iter().map(rule(Action::Allow)));
+        rules.extend(self.deny.iter().map(rule(Action::Deny)));
+        (self.unrestricted || !rules.is_empty()).then_some(NetworkPolicy { rules })
+    }
+}
+
+impl Policy {
+    pub(crate) async fn run(&self, context: &Context) -> anyhow::Result<Exit> {
+        let client = context.client()?;
+        let sprite = context.sprite()?;
+        match &self.command {
+            PolicyCommand::Network(network) => match network.policy() {
+                Some(policy) => client
+                    .set_policy(&sprite, "network", &policy)
+                    .await
+                    .with_context(|| format!("set the network policy of {sprite}"))?,
+                None => {
+                    let policy: NetworkPolicy = client.policy(&sprite, "network").await?;
+                    output::print(&output::json(&policy)?)?;
+                }
+            },
+            PolicyCommand::Memory(memory) => {
+                let limit = memory.limit_mb.map(|limit_mb| {
+                    let autoscale = memory.autoscale;
+                    ResourcesPolicy { memory: Some(MemoryPolicy { limit_mb, autoscale }) }
+                });
+                match limit.or(memory.reset.then(ResourcesPolicy::default)) {
+                    Some(policy) => client
+                        .set_policy(&sprite, "resources", &policy)
+                        .await
+                        .with_context(|| format!("set the memory of {sprite}"))?,
+                    None => {
+                        let policy: ResourcesPolicy = client.policy(&sprite, "resources").await?;
+                        output::print(&output::json(&policy)?)?;
+                    }
+                }
+            }
+        }
+        Ok(Exit::SUCCESS)
+    }
+}
