@@ -102,6 +102,8 @@ def test_sprite_env(sh, server, name):
     assert json.loads(sh("sprite-env services list"))[0]["state"]["status"] == "stopped"
     sh("sprite-env services start web --duration 0; sprite-env services stop web; sprite-env services delete web")
     assert "not found" in sh("sprite-env services get web 2>&1 || true")
+    sh("sprite-env services create m --cmd python3 --args -m,http.server,8081 --no-stream")
+    assert json.loads(sh("sprite-env services get m"))["args"] == ["-m", "http.server", "8081"]
     sh("sprite-env services get web >/dev/null 2>&1 && exit 1 || exit 0")
     assert "created successfully" in sh("sprite-env checkpoints create --comment before")
     assert any(one.get("comment") == "before" for one in json.loads(sh("sprite-env checkpoints list")))
