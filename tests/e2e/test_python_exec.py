@@ -195,3 +195,19 @@ def test_one_hundred_commands_at_once(sprite):
     for thread in threads:
         thread.join()
     assert results == {number: f"{number}\n".encode() for number in range(100)}
+
+
+def test_who_comes_back_sees_the_screen_and_is_asked_nothing(server, sprite, name):
+    script = "for n in $(seq 1 60); do echo line $n; done; printf '\\033[6n\\033[31mprompt$ \\033[m'; cat"
+    with execute(server, name, "bash", "-c", script, tty=True, rows=10, cols=40) as owner:
+        owner.until(b"prompt$ ")
+        session = owner.session_id
+        with execute(server, name, tty=True, attach=session) as viewer:
+            viewer.until(b"prompt$ ")
+            assert b"line 1\x1b[m\r\n" in viewer.output and b"line 60" in viewer.output
+            assert b"\x1b[6n" in owner.output and b"\x1b[6n" not in viewer.output
+            viewer.send(b"typed\r")
+            viewer.until(b"typed\r\ntyped")
+            owner.until(b"typed\r\ntyped")
+        owner.control(type="signal", signal="KILL")
+        owner.wait()

@@ -2,7 +2,8 @@
 //!
 //! A session outlives its clients. Its owner is one task ([`live`]), which reads the process's output into a bounded ring
 //! ([`output`]), feeds its input ([`input`]) and waits for its end; clients read from the ring at their own pace. The
-//! slowest attached client slows the process down; without a client the oldest output is forgotten. A session is in the
+//! slowest attached client slows the process down; without a client the oldest output is forgotten. A client that comes back to a
+//! terminal is sent what it shows ([`screen`]). A session is in the
 //! table exactly as long as its process runs; a reader that is attached at the end still reads everything.
 //!
 //! Ids are decimal numbers that are counted up and never used twice while the agent lives.
@@ -11,6 +12,7 @@ mod descriptor;
 mod input;
 mod live;
 mod output;
+mod screen;
 
 pub(crate) use self::{
     input::{Input, Piece},
@@ -19,13 +21,14 @@ pub(crate) use self::{
 
 use self::output::Output;
 use super::{activity::Activity, sandbox::Process};
-use api::exec::{Frame, TerminalSize};
+use api::exec::{FRAME_PAYLOAD_MAX, Frame, TerminalSize};
+use bytes::Bytes;
 use guest::container::{ProcessIo, SignalError};
 use jiff::Timestamp;
 use rustix::process::Signal;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -43,6 +46,8 @@ pub(crate) struct Session {
     process: Option<Arc<dyn Process>>,
     output: Arc<Output>,
     input: Option<Input>,
+    /// The size of the terminal, as the last client said.
+    size: Mutex<Option<TerminalSize>>,
 }
 
 /// What is known of a session from its start.
@@ -74,6 +79,8 @@ pub(crate) struct Terms {
 pub(crate) struct Attached {
     /// The session.
     pub(crate) session: Arc<Session>,
+    /// What it shows so far, to be sent before what is left to read.
+    pub(crate) shown: Vec<Bytes>,
     /// What is left to read of its output.
     pub(crate) reader: Reader,
     /// Whether this client started it.
@@ -81,13 +88,36 @@ pub(crate) struct Attached {
 }
 
 impl Session {
-    /// A reader that starts with what the ring still holds.
-    pub(crate) fn attach(self: &Arc<Self>) -> Attached {
-        Attached {
-            session: Arc::clone(self),
-            reader: Output::attach(&self.output),
-            is_owner: false,
-        }
+    fn new(
+        id: u64,
+        facts: Facts,
+        (process, output, input): (Option<Arc<dyn Process>>, Arc<Output>, Option<Input>),
+    ) -> Self {
+        let size = Mutex::new(facts.tty);
+        Self { id, facts, process, output, input, size }
+    }
+
+    /// A client that sees what the terminal shows; without a terminal it reads from what is still kept on.
+    pub(crate) async fn attach(self: &Arc<Self>) -> Attached {
+        let session = Arc::clone(self);
+        let size = *self.size.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(size) = size else {
+            let reader = Output::attach(&self.output);
+            return Attached { session, shown: Vec::new(), reader, is_owner: false };
+        };
+        // What is printed meanwhile waits for this reader.
+        let (reader, kept) = Output::attach_live(&self.output);
+        let frames = kept.clone();
+        let rendering = tokio::task::spawn_blocking(move || screen::render(size, &frames.concat()));
+        let shown = match rendering.await {
+            Ok(shown) => pieces(shown.into()),
+            // A model that does not survive what was printed; the client's own terminal may.
+            Err(error) => {
+                tracing::error!(%error, session = self.id, "render a terminal");
+                kept
+            }
+        };
+        Attached { session, shown, reader, is_owner: false }
     }
 
     /// Where bytes for the process go; `None` if its standard input is empty.
@@ -105,6 +135,9 @@ impl Session {
 
     /// Gives the terminal a new size, if there is one.
     pub(crate) fn resize(&self, size: TerminalSize) {
+        if let Some(known) = &mut *self.size.lock().unwrap_or_else(PoisonError::into_inner) {
+            *known = size;
+        }
         if let Some(process) = self.process.as_ref().filter(|_| self.facts.tty.is_some())
             && let Err(error) = process.resize(size.rows, size.cols)
         {
@@ -134,6 +167,15 @@ impl Session {
             tty: self.facts.tty.is_some(),
         }
     }
+}
+
+/// In messages of a size that clients take.
+fn pieces(mut bytes: Bytes) -> Vec<Bytes> {
+    let mut pieces = Vec::new();
+    while !bytes.is_empty() {
+        pieces.push(bytes.split_to(bytes.len().min(FRAME_PAYLOAD_MAX)));
+    }
+    pieces
 }
 
 /// Every running session.
@@ -214,8 +256,7 @@ impl Sessions {
             farewell: if facts.tty.is_some() { Signal::HUP } else { Signal::TERM },
             activity: Arc::clone(activity),
         };
-        let session =
-            self.insert(|id| Session { id, facts, process: Some(process), output, input });
+        let session = self.insert(|id| Session::new(id, facts, (Some(process), output, input)));
         let (table, ending) = (self.clone(), Arc::clone(&session));
         tokio::spawn(async move {
             let code = life.run().await;
@@ -223,7 +264,7 @@ impl Sessions {
             table.remove(ending.id);
             ending.output.end(code);
         });
-        Ok(Attached { session, reader, is_owner: true })
+        Ok(Attached { session, shown: Vec::new(), reader, is_owner: true })
     }
 
     /// A session whose process could not be started: it says why on standard error and has ended with `code`.
@@ -235,9 +276,9 @@ impl Sessions {
             None => Frame::Stderr(format!("{reason}\n").as_bytes()).encode().into(),
         });
         output.end(code);
-        let session = self.insert(|id| Session { id, facts, process: None, output, input: None });
+        let session = self.insert(|id| Session::new(id, facts, (None, output, None)));
         self.remove(session.id);
-        Attached { session, reader, is_owner: true }
+        Attached { session, shown: Vec::new(), reader, is_owner: true }
     }
 
     fn insert(&self, make: impl FnOnce(u64) -> Session) -> Arc<Session> {

@@ -71,7 +71,7 @@ pub(super) async fn serve(websocket: WebSocket, agent: &Agent, target: Target, c
     let (attached, dialect) = match target {
         Target::Running { session, expects_tty } => {
             let dialect = if expects_tty { Dialect::Exec } else { Dialect::Attach };
-            (session.attach(), dialect)
+            (session.attach().await, dialect)
         }
         Target::New(query) => match start(agent, *query, FRAME_PAYLOAD_MAX).await {
             Ok(attached) => (attached, Dialect::Exec),
@@ -166,7 +166,10 @@ async fn transmit(
     remarked: &mut mpsc::Receiver<Message>,
     changes: &mut Option<Changes>,
 ) -> Ended {
-    let mut batch: Vec<Bytes> = Vec::new();
+    let mut batch = std::mem::take(&mut attached.shown);
+    if send_all(tx, &mut batch).await.is_err() {
+        return Ended::Gone;
+    }
     loop {
         let sent = tokio::select! {
             step = attached.reader.next(&mut batch) => match step {

@@ -155,6 +155,21 @@ impl Output {
         Reader { output: Arc::clone(this), id, news }
     }
 
+    /// A reader that begins with what comes next, and what is kept of what came before.
+    pub(super) fn attach_live(this: &Arc<Self>) -> (Reader, Vec<Bytes>) {
+        let reader = Self::attach(this);
+        let mut ring = this.ring();
+        let mut kept = Vec::new();
+        let start = ring.readers.get(&reader.id).map_or(0, |place| place.next);
+        let start = usize::try_from(start.saturating_sub(ring.first)).unwrap_or(usize::MAX);
+        kept.extend(ring.frames.iter().skip(start).cloned());
+        if let Some(place) = ring.readers.get_mut(&reader.id) {
+            place.next += kept.len() as u64;
+        }
+        drop(ring);
+        (reader, kept)
+    }
+
     /// Waits until there has been no reader for `limit`.
     pub(super) async fn unwatched_for(&self, limit: Duration) {
         let mut viewers = self.viewers.subscribe();
