@@ -126,6 +126,8 @@ impl Link {
                     tracing::warn!(%error, "the zygote sent something that is not a reply");
                 }
                 Ok(None) => break,
+                // It was killed before it had read a request.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break,
                 Err(error) => {
                     tracing::warn!(%error, "the connection to the zygote failed");
                     break;
