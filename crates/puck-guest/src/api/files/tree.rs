@@ -62,7 +62,8 @@ pub(super) fn parent(top: impl AsFd, path: &str) -> Result<(OwnedFd, &str), Errn
     Ok((open(top, dir, OFlags::PATH | OFlags::DIRECTORY)?, name))
 }
 
-fn list(top: &OwnedFd, path: &str, all: &mut Vec<Found>) -> Result<(), Errno> {
+/// Adds what is in one directory below.
+pub(super) fn list(top: &OwnedFd, path: &str, all: &mut Vec<Found>) -> Result<(), Errno> {
     let dir = open(top, path, OFlags::RDONLY | OFlags::DIRECTORY)?;
     for found in Dir::read_from(&dir)? {
         let found = found?;

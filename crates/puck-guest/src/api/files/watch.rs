@@ -318,20 +318,29 @@ fn watch_all(
     if !is_dir || !is_recursive {
         return Ok(all);
     }
-    let mut watches = 1;
-    for found in tree::below(root, &top)? {
-        let is_dir = found.kind() == FileType::Directory;
+    // Each directory is watched before it is listed, so that what appears meanwhile is seen one way or the other.
+    let mut below = Vec::new();
+    tree::list(&top, "", &mut below)?;
+    let (mut watches, mut next) = (1, 0);
+    while let Some(found) = below.get(next) {
+        next += 1;
+        let (relative, is_dir) = (found.path.clone(), found.kind() == FileType::Directory);
         let mut watch = None;
         if is_dir {
+            root.check_present()?;
             watches += 1;
             if watches > room {
                 return Err(Errno::NOSPC);
             }
             // One that is gone again, or that the user may not read, is not watched.
-            let dir = tree::open(&top, &found.path, OFlags::RDONLY | OFlags::DIRECTORY);
+            let dir = tree::open(&top, &relative, OFlags::RDONLY | OFlags::DIRECTORY);
             watch = dir.and_then(|dir| watch_open(inotify, &dir)).ok();
+            match tree::list(&top, &relative, &mut below) {
+                Ok(()) | Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR) => {}
+                Err(errno) => return Err(errno),
+            }
         }
-        let path = child(path, &found.path);
+        let path = child(path, &relative);
         all.push((watch, Watched { path, is_recursive, is_dir, is_top: false }));
     }
     Ok(all)
