@@ -12,6 +12,9 @@ use crate::{
 };
 use std::ops::Range;
 
+/// How often the map is looked at for one read.
+const LOOKS_MAX: u32 = 8;
+
 impl Shared {
     pub(super) fn read(&self, blocks: Range<u32>, buffer: &mut [u8]) -> Result<(), Error> {
         let first = blocks.start;
@@ -30,8 +33,40 @@ impl Shared {
         Ok(())
     }
 
-    /// Reads blocks that are not in the tail: from the cache, else from the bucket, zero where the map has nothing.
+    /// Reads blocks that are not in the tail. What the map said may be gone when it is asked for, if this thread was not let run
+    /// for longer than garbage is kept; then it is looked up again.
     fn read_sealed(&self, blocks: Range<u32>, buffer: &mut [u8]) -> Result<(), Error> {
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            let mut asked = Vec::new();
+            match self.read_as_mapped(blocks.clone(), buffer, &mut asked) {
+                Err(error) if looks < LOOKS_MAX && !self.is_mapped(&asked)? => {
+                    tracing::debug!(%error, "the map has changed under a read");
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Whether the map still says what was asked for.
+    fn is_mapped(&self, asked: &[Wanted]) -> Result<bool, Error> {
+        for &Wanted { block, segment, index, crc } in asked {
+            let region = self.map.region(block / REGION_BLOCKS)?;
+            if region.entry(block % REGION_BLOCKS) != (Entry::Block { segment, index, crc }) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads blocks from the cache, else from the bucket, zero where the map has nothing. `asked` gets what was asked of the bucket.
+    fn read_as_mapped(
+        &self,
+        blocks: Range<u32>,
+        buffer: &mut [u8],
+        asked: &mut Vec<Wanted>,
+    ) -> Result<(), Error> {
         let first = blocks.start;
         let mut wanted = Vec::new();
         self.wanted(&blocks, &mut wanted)?;
@@ -56,7 +91,9 @@ impl Shared {
         if wanted.is_empty() {
             return Ok(());
         }
+        asked.extend_from_slice(&needed);
         let ahead = self.ahead(&blocks, &needed)?;
+        asked.extend_from_slice(&ahead);
         self.fetcher.fetch(&needed, &ahead, |block, data| {
             buffer_block(buffer, first, block).copy_from_slice(data);
         })
