@@ -19,10 +19,10 @@ use axum::{
     Router,
     extract::{
         State, WebSocketUpgrade,
-        ws::{CloseFrame, Message, WebSocket, close_code, rejection::WebSocketUpgradeRejection},
+        ws::{CloseFrame, Message, WebSocket, close_code},
     },
     http::StatusCode,
-    response::{IntoResponse, Response},
+    response::Response,
     routing::get,
 };
 use bytes::{Bytes, BytesMut};
@@ -69,12 +69,8 @@ pub(super) fn router() -> Router<Arc<Agent>> {
 
 async fn open(
     State(agent): State<Arc<Agent>>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    upgrade: WebSocketUpgrade,
 ) -> Result<Response, Refusal> {
-    let upgrade = match upgrade {
-        Ok(upgrade) => upgrade,
-        Err(rejection) => return Ok(rejection.into_response()),
-    };
     let Ok(place) = Arc::clone(&agent.connections).try_acquire_owned() else {
         let message = format!("more than {CONNECTIONS_MAX} connections to one sprite");
         return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, message));

@@ -7,7 +7,7 @@
 //! on which they use the plain endpoints.
 
 use super::{
-    MESSAGE_BYTES_MAX, Upgrade, admit, running,
+    MESSAGE_BYTES_MAX, admit, running,
     socket::{CONTROL_PREFIX, Dialect, Ended, Socket},
     start,
 };
@@ -21,9 +21,9 @@ use api::{
     query::Query,
 };
 use axum::{
-    extract::{RawQuery, State, ws::Message},
+    extract::{RawQuery, State, WebSocketUpgrade, ws::Message},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use bytes::Bytes;
 use futures::StreamExt;
@@ -49,7 +49,7 @@ pub(super) async fn control(
     State(agent): State<Arc<Agent>>,
     RawQuery(raw): RawQuery,
     headers: HeaderMap,
-    upgrade: Upgrade,
+    upgrade: WebSocketUpgrade,
 ) -> Result<Response, Refusal> {
     let user_agent = headers.get(header::USER_AGENT).map_or(&b""[..], HeaderValue::as_bytes);
     if user_agent.starts_with(REFUSED_AGENT.as_bytes()) {
@@ -57,12 +57,7 @@ pub(super) async fn control(
     }
     let query = Query::parse(raw.as_deref().unwrap_or_default())
         .map_err(|error| Refusal::invalid(&error))?;
-    let upgrade = match upgrade {
-        Ok(upgrade) => {
-            upgrade.max_message_size(MESSAGE_BYTES_MAX).max_frame_size(MESSAGE_BYTES_MAX)
-        }
-        Err(rejection) => return Ok(rejection.into_response()),
-    };
+    let upgrade = upgrade.max_message_size(MESSAGE_BYTES_MAX).max_frame_size(MESSAGE_BYTES_MAX);
     let mut response = upgrade
         .on_upgrade(async move |websocket| serve(Socket::new(websocket), &agent, query).await);
     response.headers_mut().insert(

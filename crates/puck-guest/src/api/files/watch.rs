@@ -26,10 +26,10 @@ use api::{
 use axum::{
     extract::{
         State, WebSocketUpgrade,
-        ws::{CloseFrame, Message, WebSocket, close_code, rejection::WebSocketUpgradeRejection},
+        ws::{CloseFrame, Message, WebSocket, close_code},
     },
     http::StatusCode,
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -74,12 +74,8 @@ const MASK: WatchFlags = WatchFlags::CREATE
 
 pub(super) async fn watch(
     State(agent): State<Arc<Agent>>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    upgrade: WebSocketUpgrade,
 ) -> Result<Response, Refusal> {
-    let upgrade = match upgrade {
-        Ok(upgrade) => upgrade,
-        Err(rejection) => return Ok(rejection.into_response()),
-    };
     let Ok(place) = Arc::clone(&agent.files.watchers).try_acquire_owned() else {
         let message = format!("more than {WATCHERS_MAX} clients watch files of one sprite");
         return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, message));

@@ -6,22 +6,18 @@ use api::{exec::KEEPALIVE, ports::PortMessage};
 use axum::{
     extract::{
         State, WebSocketUpgrade,
-        ws::{Message, WebSocket, rejection::WebSocketUpgradeRejection},
+        ws::{Message, WebSocket},
     },
     http::StatusCode,
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use bytes::Bytes;
 use std::sync::Arc;
 
 pub(super) async fn watch(
     State(agent): State<Arc<Agent>>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    upgrade: WebSocketUpgrade,
 ) -> Result<Response, Refusal> {
-    let upgrade = match upgrade {
-        Ok(upgrade) => upgrade,
-        Err(rejection) => return Ok(rejection.into_response()),
-    };
     let changes = agent.ports.changes().await.map_err(|error| {
         tracing::error!(%error, "cannot see which ports are open");
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "cannot see which ports are open")
