@@ -46,11 +46,14 @@ async fn assign(
     State(internal): State<Internal>,
     Json(identity): Json<Identity>,
 ) -> Result<StatusCode, StatusCode> {
-    match internal.machine.assign(identity).await {
-        Ok(()) => {
-            internal.activity.touch();
+    // In a task of its own: a worker that gives up waiting must not leave policies that are half in force.
+    let Internal { machine, activity, .. } = internal;
+    match tokio::spawn(async move { machine.assign(identity).await }).await {
+        Ok(Ok(())) => {
+            activity.touch();
             Ok(StatusCode::NO_CONTENT)
         }
+        Ok(Err(error)) => Err(refuse("assign an identity", &error)),
         Err(error) => Err(refuse("assign an identity", &error)),
     }
 }
