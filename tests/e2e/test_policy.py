@@ -282,6 +282,60 @@ def test_memory_is_limited_live(server, sprite, name):
     assert call(server, "GET", path).json() == {}
 
 
+def status(sprite, *command: str) -> dict[str, str]:
+    text = sprite.run(*command, "cat", "/proc/self/status", capture_output=True, check=True).stdout.decode()
+    return dict(line.split(":\t", 1) for line in text.splitlines())
+
+
+def test_privileges_count_from_the_next_start(servers):
+    server = servers()
+    server.start()
+    name = "one"
+    client = sprites.SpritesClient(server.token, base_url=server.url)
+    sprite = client.create_sprite(name)
+    path = f"/v1/sprites/{name}/policy/privileges"
+    none = {"profile": "", "devices": [], "noNewPrivileges": False}
+    assert call(server, "GET", path).json() == none
+    assert status(sprite, "sudo")["CapEff"].strip("0") != ""
+
+    assert call(server, "POST", path, json={"noNewPrivileges": True}).status_code == 204
+    assert call(server, "GET", path).json() == {**none, "noNewPrivileges": True}
+    now = status(sprite)
+    assert now["NoNewPrivs"] == "1" and now["CapBnd"].strip("0") != ""
+    assert sprite.run("sudo", "true", capture_output=True).returncode != 0
+    assert sprite.run("ping", "-h", capture_output=True).returncode != 126, "a program with a file capability starts"
+
+    assert call(server, "POST", path, json={"profile": "minimal"}).status_code == 204
+    now = status(sprite)
+    assert now["NoNewPrivs"] == "1" and not now["CapBnd"].strip("0") and not now["CapEff"].strip("0")
+    assert sprite.run("sudo", "true", capture_output=True).returncode != 0
+    assert json.loads(sprite.run("cat", "/.sprite/policy/privileges.json", capture_output=True).stdout)["profile"] == "minimal"
+
+    # Neither a new container nor a new machine forgets it.
+    server.cli("restart", sprite=name)
+    assert sprite.run("sudo", "true", capture_output=True).returncode != 0
+    server.stop()
+    server.start()
+    client = sprites.SpritesClient(server.token, base_url=server.url)
+    sprite = client.sprite(name)
+    assert sprite.run("sudo", "true", capture_output=True).returncode != 0
+
+    assert call(server, "DELETE", path).status_code == 204
+    assert call(server, "GET", path).json() == none
+    assert sprite.run("sudo", "true", capture_output=True).returncode == 0
+
+
+def test_privileges_that_cannot_be_given_are_refused(server, sprite, name):
+    path = f"/v1/sprites/{name}/policy/privileges"
+    refused = ({"profile": "privileged"}, {"profile": "root"}, {"devices": ["kvm"]}, {"devices": ["../null"]}, {"noNewPrivileges": "yes"}, {"more": 1})
+    for body in refused:
+        answer = call(server, "POST", path, json=body)
+        assert answer.status_code == 400 and isinstance(answer.json()["error"], str), body
+    assert call(server, "POST", path, json={"profile": "standard", "devices": ["null", "tty"]}).status_code == 204
+    assert sprite.run("sudo", "true", capture_output=True).returncode == 0
+    assert call(server, "DELETE", path).status_code == 204
+
+
 def test_the_command_line(server, sprite, name):
     def policy(*arguments: str) -> str:
         return server.cli("policy", *arguments, sprite=name).stdout
@@ -300,5 +354,9 @@ def test_the_command_line(server, sprite, name):
     assert json.loads(policy("memory")) == {"memory": {"limit_mb": 256, "autoscale": True}}
     policy("memory", "--reset")
     assert json.loads(policy("memory")) == {}
+    policy("privileges", "--minimal")
+    assert json.loads(policy("privileges"))["profile"] == "minimal"
+    policy("privileges", "--reset")
+    assert json.loads(policy("privileges")) == {"profile": "", "devices": [], "noNewPrivileges": False}
     for code, arguments in ((2, ("network", "--allow", "a b")), (2, ("network", "--allow", "a.test", "--unrestricted")), (1, ("memory", "--limit-mb", "1"))):
         assert server.cli("policy", *arguments, sprite=name, check=False).returncode == code

@@ -8,8 +8,9 @@ import pytest
 from sprites.exceptions import APIError, ExecError
 from sprites.exceptions import TimeoutError as SpriteTimeoutError
 from sprites.session import kill_session, list_sessions
+from websockets.exceptions import InvalidStatus
 
-from wire import execute
+from wire import call, execute
 
 
 def test_output_and_errors_stay_apart(sprite):
@@ -212,3 +213,34 @@ def test_who_comes_back_sees_the_screen_and_is_asked_nothing(server, sprite, nam
             owner.until(b"typed\r\ntyped")
         owner.control(type="signal", signal="KILL")
         owner.wait()
+
+
+def test_a_client_that_comes_back_goes_on_where_it_left(server, name, sprite):
+    script = "for i in 1 2 3; do echo out $i; echo err $i >&2; done; read line; echo $line"
+    with execute(server, name, "bash", "-c", script) as first:
+        for last in (b"out 3\n", b"err 3\n"):
+            first.until(last)
+        session, seen = first.session_id, len(first.output)
+        assert first.texts[0]["offset"] == 0
+        for offset in (0, 5, seen - 1, seen):
+            with execute(server, name, attach=session, offset=offset) as again:
+                if offset < seen:
+                    again.until(first.output[offset:])
+                assert again.session_id == session and again.texts[0]["offset"] == offset
+                assert again.output == first.output[offset:]
+        with execute(server, name, attach=session, offset=10**9) as ahead:
+            assert ahead.session_id == session and ahead.texts[0]["offset"] == seen
+            first.send(b"last\n")
+            assert ahead.wait() == 0 and ahead.output == b"last\n"
+    assert call(server, "GET", f"/v1/sprites/{name}/exec/{session}").status_code == 404
+
+
+def test_a_terminal_too_goes_on_at_a_byte(server, name, sprite):
+    with execute(server, name, "sh", "-c", "stty -echo; printf 'a\\033[1mb'; read line", tty=True) as first:
+        first.until(b"a\x1b[1mb")
+        session = first.session_id
+        with execute(server, name, tty=True, attach=session, offset=1) as again:
+            again.until(b"b")
+            assert again.output == b"\x1b[1mb", "as it was printed, and not as it looks"
+        with pytest.raises(InvalidStatus, match="400"), execute(server, name, attach=session, offset="x"):
+            pass

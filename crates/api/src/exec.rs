@@ -115,6 +115,8 @@ pub struct ExecQuery {
     pub stdin: bool,
     /// The session to attach to, in the old way.
     pub id: Option<String>,
+    /// At an attach, the byte of the output to go on at.
+    pub offset: Option<u64>,
     /// How long the process lives on without a client; `Some(ZERO)` means for ever.
     pub max_run_after_disconnect: Option<Duration>,
 }
@@ -128,6 +130,9 @@ pub enum ExecQueryError {
     /// A text with a NUL byte cannot be an argument, a path or an environment entry.
     #[error("{0} contains a NUL byte")]
     Nul(&'static str),
+    /// `offset` is not a number of bytes.
+    #[error("offset must be a number")]
+    Offset,
     /// An `env` value without `=`, or with an empty key.
     #[error("env must have the form KEY=VALUE")]
     Env,
@@ -164,12 +169,19 @@ impl ExecQuery {
             pairs.push(("stdin", "true".into()));
         }
         pairs.extend(self.id.iter().map(|id| ("id", id.clone())));
+        pairs.extend(self.offset.map(|offset| ("offset", offset.to_string())));
         let life = self.max_run_after_disconnect.map(|life| format!("{}ms", life.as_millis()));
         pairs.extend(life.map(|life| ("max_run_after_disconnect", life)));
         let encoded = pairs
             .into_iter()
             .map(|(key, value)| format!("{key}={}", utf8_percent_encode(&value, PLAIN)));
         encoded.collect::<Vec<_>>().join("&")
+    }
+
+    /// The byte of the output that an attach wants to go on at.
+    pub fn offset_of(query: &Query) -> Result<Option<u64>, ExecQueryError> {
+        let text = query.first("offset").filter(|text| !text.is_empty());
+        text.map(|text| text.parse().map_err(|_| ExecQueryError::Offset)).transpose()
     }
 
     /// Reads the parameters from parsed pairs, as the control socket sends them too.
@@ -212,6 +224,7 @@ impl ExecQuery {
             tty: tty.then_some(size),
             stdin: tty || query.flag("stdin"),
             id: some("id")?,
+            offset: Self::offset_of(query)?,
             max_run_after_disconnect: query
                 .first("max_run_after_disconnect")
                 .map(duration::parse)
@@ -273,6 +286,9 @@ pub enum ServerMessage {
         is_owner: bool,
         /// Whether it has a terminal.
         tty: bool,
+        /// How many bytes of output came before the next one; a client that counts on can attach there later.
+        #[serde(default)]
+        offset: u64,
     },
 }
 
@@ -395,6 +411,7 @@ mod tests {
             tty: Some(TerminalSize { rows: 30, cols: 100 }),
             stdin: true,
             id: Some("7".into()),
+            offset: Some(7),
             max_run_after_disconnect: Some(Duration::from_millis(1500)),
         };
         assert_eq!(ExecQuery::parse(&exec.to_query()), Ok(exec));

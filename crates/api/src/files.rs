@@ -58,6 +58,15 @@ pub struct Written {
     pub mode: String,
 }
 
+/// The answer of a tree that was unpacked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpacked {
+    /// The directory's absolute path.
+    pub path: String,
+    /// Bytes of the archive.
+    pub size: u64,
+}
+
 /// The answer of a delete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deleted {

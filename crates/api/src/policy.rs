@@ -21,7 +21,41 @@ pub struct Policies {
     /// What it may use.
     #[serde(default)]
     pub resources: ResourcesPolicy,
+    /// What its programs may be.
+    #[serde(default)]
+    pub privileges: PrivilegesPolicy,
 }
+
+/// What the programs of a sprite may be. It counts for programs that start after it was set.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct PrivilegesPolicy {
+    /// How much root of the sprite may do.
+    pub profile: Profile,
+    /// Devices that programs must find, by their names in `/dev`, at most [`DEVICES`].
+    pub devices: Vec<String>,
+    /// Whether no program gains rights by running another: `sudo` has no effect.
+    pub no_new_privileges: bool,
+}
+
+/// How much root of a sprite may do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// What the server gives every sprite: [`Self::Standard`].
+    #[default]
+    #[serde(rename = "")]
+    Default,
+    /// Nothing that other users may not do, and nobody becomes root.
+    Minimal,
+    /// What package managers and daemons need.
+    Standard,
+    /// What administrators of a kernel may do.
+    Privileged,
+}
+
+/// The devices that every sprite has.
+pub const DEVICES: &[&str] = &["full", "null", "random", "tty", "urandom", "zero"];
 
 /// What a sprite may use. What is not said is as the server has it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

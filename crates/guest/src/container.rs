@@ -18,7 +18,7 @@ pub use command::{Command, Process, ProcessIo, SignalError, SpawnError, Stdio, U
 use crate::{
     cgroup::{self, Cgroup, Trees},
     mount,
-    protocol::{Limits, SPRITE_UID},
+    protocol::{Limits, Privileges, SPRITE_UID},
     sys,
     wire::{Packet, Received},
     zygote::message::{Build, Program, Reply},
@@ -40,7 +40,7 @@ use std::{
     net::IpAddr,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::io::{Interest, unix::AsyncFd};
@@ -144,6 +144,7 @@ pub struct Container {
     zygote: AsyncFd<OwnedFd>,
     user_namespace: OwnedFd,
     link: Arc<Link>,
+    privileges: Mutex<Privileges>,
 }
 
 impl Container {
@@ -168,6 +169,7 @@ impl Container {
                     zygote: watched.map_err(failed("watch the zygote"))?,
                     user_namespace,
                     link,
+                    privileges: Mutex::default(),
                 })
             }
             Err(error) => {
@@ -275,7 +277,8 @@ impl Container {
         if argv.is_empty() {
             return Err(SpawnError::Invalid { reason: "no program is named".into() });
         }
-        let program = Program { argv, path, env, dir, user, stdio };
+        let privileges = *self.privileges.lock().unwrap_or_else(PoisonError::into_inner);
+        let program = Program { argv, path, env, dir, user, stdio, privileges };
         let Stdio::Pipes { stdin } = stdio else {
             let (process, master) = self.link.spawn(program, &[]).await?;
             let master =
@@ -324,6 +327,11 @@ impl Container {
     /// When the files cannot be written.
     pub fn set_policies(&self, policies: &BTreeMap<String, String>) -> Result<(), Error> {
         self.shared.set_policies(policies).map_err(failed("write the policies"))
+    }
+
+    /// What programs may be that are started from now on. Those that run keep what they have.
+    pub fn set_privileges(&self, privileges: Privileges) {
+        *self.privileges.lock().unwrap_or_else(PoisonError::into_inner) = privileges;
     }
 
     /// Completes when the container's first process has ended by itself: nothing runs in it any more.

@@ -143,8 +143,19 @@ pub struct Identity {
     pub network: Vec<DomainRule>,
     /// Bytes of memory that the container may use; without, as much as [`Limits::memory_bytes`].
     pub memory_bytes: Option<u64>,
+    /// What programs that start from now on may be.
+    pub privileges: Privileges,
     /// What programs in the container may read about the sprite's policies: the name of a file, and what it holds.
     pub policies: BTreeMap<String, String>,
+}
+
+/// What programs of a container may be, beside what every container forbids.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Privileges {
+    /// Whether none gains rights by running another: `sudo` and file capabilities have no effect.
+    pub no_new_privileges: bool,
+    /// Whether none has a capability, even as root.
+    pub no_capabilities: bool,
 }
 
 /// What happens to the names of a pattern: a name, `*.` and a name, or `*`, in lower case.

@@ -180,7 +180,7 @@ impl Client {
         self.json(self.request(Method::POST, &format!("/v1/sprites/{name}/restart"))?).await
     }
 
-    /// A policy of the sprite: `network` or `resources`.
+    /// A policy of the sprite: `network`, `resources` or `privileges`.
     pub(crate) async fn policy<T: DeserializeOwned>(
         &self,
         name: &SpriteName,

@@ -344,6 +344,7 @@ impl Machine {
         let most = self.boot.limits.memory_bytes;
         let memory = identity.memory_bytes.map_or(most, |bytes| bytes.min(most));
         container.cgroup().limit_memory(memory).map_err(|error| failed(error.into()))?;
+        container.set_privileges(identity.privileges);
         container.set_policies(&identity.policies).map_err(failed)
     }
 

@@ -133,6 +133,7 @@ impl Orchestrator {
             strict: record.durability == Durability::Strict,
             network: policy::domain_rules(&record.policies.network),
             memory_bytes: policy::memory_bytes(&record.policies.resources),
+            privileges: policy::limits(&record.policies.privileges),
             policies: policy::files(&record.policies),
         }
     }
@@ -188,6 +189,10 @@ pub(crate) fn router(orchestrator: Arc<Orchestrator>) -> Router {
         .route("/v1/sprites/{name}/fork", post(fork::fork))
         .route("/v1/sprites/{name}/import", post(portable::import))
         .route("/v1/sprites/{name}/policy/network", get(policy::network).post(policy::set_network))
+        .route(
+            "/v1/sprites/{name}/policy/privileges",
+            get(policy::privileges).post(policy::set_privileges).delete(policy::reset_privileges),
+        )
         .route(
             "/v1/sprites/{name}/policy/resources",
             get(policy::resources).post(policy::set_resources).delete(policy::reset_resources),

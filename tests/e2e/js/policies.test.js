@@ -15,6 +15,19 @@ test('the network policy', async () => {
   await one.it.updateNetworkPolicy({ rules: [] });
 });
 
+test('the privileges policy', async () => {
+  const none = { profile: '', devices: [], noNewPrivileges: false };
+  assert.deepEqual(await one.it.getPrivilegesPolicy(), none);
+  const policy = { profile: 'minimal', devices: ['null'], noNewPrivileges: true };
+  await one.it.updatePrivilegesPolicy(policy);
+  assert.deepEqual(await one.it.getPrivilegesPolicy(), policy);
+  await assert.rejects(one.it.execFile('sudo', ['true']), (error) => error.result.exitCode === 1);
+  await assert.rejects(one.it.updatePrivilegesPolicy({ profile: 'privileged' }), /share its kernel/);
+  await one.it.deletePrivilegesPolicy();
+  assert.deepEqual(await one.it.getPrivilegesPolicy(), none);
+  await one.it.execFile('sudo', ['true']);
+});
+
 test('the resources policy', async () => {
   assert.deepEqual(await one.it.getResourcesPolicy(), { memory: undefined });
   await one.it.updateResourcesPolicy({ memory: { limitMB: 256, autoscale: false } });

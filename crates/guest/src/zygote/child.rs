@@ -3,7 +3,7 @@
 //! It runs with the zygote's rights for a moment, so it gives them up before it looks at anything that a user controls:
 //! the working directory and the program are found with the user's rights.
 
-use super::{inside, message::Program};
+use super::{identity, inside, message::Program};
 use crate::{
     container::{SpawnError, Stdio, User},
     protocol::SPRITE_UID,
@@ -102,6 +102,8 @@ fn become_program(
     lower_descriptor_limit().map_err(failed("set the limit of open files"))?;
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     sys::close_on_exec_from(3).map_err(failed("close descriptors"))?;
+    // Before the change of user, which takes the right to lower them away.
+    identity::limit(program.privileges).map_err(failed("give up privileges"))?;
     account.enter().map_err(failed("change to the user"))?;
     enter_directory(program.dir.as_deref(), &account.home)?;
     let argv = strings(program.argv.iter().cloned())?;

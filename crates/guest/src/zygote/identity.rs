@@ -1,5 +1,6 @@
 //! Acting as the container's root while still in the initial user namespace.
 
+use crate::protocol::Privileges;
 use rustix::{
     process::{Gid, Uid},
     thread::CapabilitySet,
@@ -30,6 +31,29 @@ pub(super) fn become_container_root() -> io::Result<()> {
 
 /// Lowers this process to `capabilities`, for good.
 pub(super) fn keep_capabilities(capabilities: CapabilitySet) -> io::Result<()> {
+    bound_capabilities(capabilities)?;
+    rustix::thread::clear_ambient_capability_set()?;
+    let sets = rustix::thread::CapabilitySets {
+        effective: capabilities,
+        permitted: capabilities,
+        inheritable: CapabilitySet::empty(),
+    };
+    Ok(rustix::thread::set_capabilities(None, sets)?)
+}
+
+/// Makes an exec of this process give nothing that the policy forbids. Rights that it has stay until then.
+pub(super) fn limit(privileges: Privileges) -> io::Result<()> {
+    if privileges.no_capabilities {
+        bound_capabilities(CapabilitySet::empty())?;
+    }
+    if privileges.no_new_privileges {
+        rustix::thread::set_no_new_privs(true)?;
+    }
+    Ok(())
+}
+
+/// No exec gives more than `capabilities`, even to root.
+fn bound_capabilities(capabilities: CapabilitySet) -> io::Result<()> {
     // Numbers that this kernel does not know give EINVAL; the highest known one differs between kernels.
     for number in 0..u64::BITS {
         let one = CapabilitySet::from_bits_retain(1 << number);
@@ -40,11 +64,5 @@ pub(super) fn keep_capabilities(capabilities: CapabilitySet) -> io::Result<()> {
             }
         }
     }
-    rustix::thread::clear_ambient_capability_set()?;
-    let sets = rustix::thread::CapabilitySets {
-        effective: capabilities,
-        permitted: capabilities,
-        inheritable: CapabilitySet::empty(),
-    };
-    Ok(rustix::thread::set_capabilities(None, sets)?)
+    Ok(())
 }

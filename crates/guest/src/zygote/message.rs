@@ -2,7 +2,7 @@
 
 use crate::{
     container::{SpawnError, Stdio, User},
-    protocol::Limits,
+    protocol::{Limits, Privileges},
     wire::Packet,
 };
 use serde::{Deserialize, Serialize};
@@ -69,6 +69,8 @@ pub(crate) struct Program {
     pub(crate) user: User,
     /// Its streams.
     pub(crate) stdio: Stdio,
+    /// What it may be.
+    pub(crate) privileges: Privileges,
 }
 
 /// What the zygote, and before it the builder, tells the agent.

@@ -2,7 +2,10 @@
 
 use crate::{context::Context, exit::Exit, output};
 use anyhow::Context as _;
-use api::policy::{Action, Domain, MemoryPolicy, NetworkPolicy, NetworkRule, ResourcesPolicy};
+use api::policy::{
+    Action, Domain, MemoryPolicy, NetworkPolicy, NetworkRule, PrivilegesPolicy, Profile,
+    ResourcesPolicy,
+};
 
 /// See and set what a sprite may reach and use
 ///
@@ -10,7 +13,7 @@ use api::policy::{Action, Domain, MemoryPolicy, NetworkPolicy, NetworkRule, Reso
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  puck policy network\n  puck policy network --defaults --allow '*.example.com' --deny bad.example.com\n  \
-                        puck policy network --unrestricted\n  puck policy memory --limit-mb 512"
+                        puck policy network --unrestricted\n  puck policy memory --limit-mb 512\n  puck policy privileges --minimal"
 )]
 pub struct Policy {
     #[command(subcommand)]
@@ -23,6 +26,8 @@ enum PolicyCommand {
     Network(Network),
     /// How much memory its programs may use; without options, show it
     Memory(Memory),
+    /// What its programs may be, from their next start; without options, show it
+    Privileges(Privileges),
 }
 
 #[derive(Debug, clap::Args)]
@@ -57,6 +62,31 @@ struct Memory {
     /// Back to what the server gives each sprite
     #[arg(long, conflicts_with = "limit_mb")]
     reset: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Privileges {
+    /// No program gains rights by running another: `sudo` has no effect
+    #[arg(long)]
+    no_new_privileges: bool,
+
+    /// That, and nothing for root that other users may not do
+    #[arg(long, conflicts_with = "no_new_privileges")]
+    minimal: bool,
+
+    /// Back to what the server gives each sprite
+    #[arg(long, conflicts_with_all = ["no_new_privileges", "minimal"])]
+    reset: bool,
+}
+
+impl Privileges {
+    /// What is asked for; `None` if nothing is.
+    fn policy(&self) -> Option<PrivilegesPolicy> {
+        let profile = if self.minimal { Profile::Minimal } else { Profile::Default };
+        let no_new_privileges = self.no_new_privileges;
+        let asked = self.minimal || self.no_new_privileges || self.reset;
+        asked.then_some(PrivilegesPolicy { profile, no_new_privileges, devices: Vec::new() })
+    }
 }
 
 impl Network {
@@ -103,6 +133,16 @@ impl Policy {
                     }
                 }
             }
+            PolicyCommand::Privileges(privileges) => match privileges.policy() {
+                Some(policy) => client
+                    .set_policy(&sprite, "privileges", &policy)
+                    .await
+                    .with_context(|| format!("set the privileges of {sprite}"))?,
+                None => {
+                    let policy: PrivilegesPolicy = client.policy(&sprite, "privileges").await?;
+                    output::print(&output::json(&policy)?)?;
+                }
+            },
         }
         Ok(Exit::SUCCESS)
     }

@@ -76,7 +76,7 @@ async fn open(
             Ok(upgraded(
                 upgrade,
                 agent,
-                Target::Running { session, expects_tty: query.tty.is_some() },
+                Target::Running { session, expects_tty: query.tty.is_some(), offset: query.offset },
             ))
         }
         None => {
@@ -99,7 +99,8 @@ async fn attach(
             let query = Query::parse(raw.as_deref().unwrap_or_default())
                 .map_err(|error| Refusal::invalid(&error))?;
             let expects_tty = query.flag("tty");
-            Ok(upgraded(upgrade, agent, Target::Running { session, expects_tty }))
+            let offset = ExecQuery::offset_of(&query).map_err(|error| Refusal::invalid(&error))?;
+            Ok(upgraded(upgrade, agent, Target::Running { session, expects_tty, offset }))
         }
         Err(rejection) if headers.contains_key(header::UPGRADE) => Ok(rejection.into_response()),
         Err(_) => Ok(Json(session.entry()).into_response()),
@@ -142,6 +143,8 @@ enum Target {
     Running {
         session: Arc<Session>,
         expects_tty: bool,
+        /// The byte of the output that it wants to go on at.
+        offset: Option<u64>,
     },
 }
 

@@ -1,4 +1,4 @@
-//! Files: read, write, list, delete, rename, copy, watch, and whose they are, strictly inside the container's root.
+//! Files: read, write, list, delete, rename, copy, pack, watch, and whose they are, strictly inside the container's root.
 //!
 //! Every path is resolved by the kernel relative to a descriptor of the root, with `RESOLVE_IN_ROOT` and without magic
 //! links, so `..` and symbolic links cannot leave it. Operations run as the user `sprite`, or with `asRoot=true` as the
@@ -22,6 +22,7 @@ mod path;
 mod read;
 mod rename;
 mod root;
+mod tar;
 mod tree;
 mod watch;
 mod write;
@@ -56,6 +57,7 @@ pub(super) fn router() -> Router<Arc<Agent>> {
         .route("/fs/copy", post(copy::copy))
         .route("/fs/chmod", post(attributes::chmod))
         .route("/fs/chown", post(attributes::chown))
+        .route("/fs/tar", get(tar::pack).put(tar::unpack))
         .route("/fs/watch", get(watch::watch))
 }
 
@@ -63,13 +65,18 @@ pub(super) fn router() -> Router<Arc<Agent>> {
 #[derive(Debug, Clone)]
 pub(super) struct Files {
     operations: Arc<Semaphore>,
+    archives: Arc<Semaphore>,
     watchers: Arc<Semaphore>,
 }
 
 impl Default for Files {
     fn default() -> Self {
         let places = |count| Arc::new(Semaphore::new(count));
-        Self { operations: places(OPERATIONS_MAX), watchers: places(watch::WATCHERS_MAX) }
+        Self {
+            operations: places(OPERATIONS_MAX),
+            archives: places(tar::ARCHIVES_MAX),
+            watchers: places(watch::WATCHERS_MAX),
+        }
     }
 }
 

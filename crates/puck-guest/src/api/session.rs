@@ -81,6 +81,8 @@ pub(crate) struct Attached {
     pub(crate) session: Arc<Session>,
     /// What it shows so far, to be sent before what is left to read.
     pub(crate) shown: Vec<Bytes>,
+    /// Where in its output the client begins: bytes of both streams before, without a terminal's picture.
+    pub(crate) offset: u64,
     /// What is left to read of its output.
     pub(crate) reader: Reader,
     /// Whether this client started it.
@@ -97,16 +99,17 @@ impl Session {
         Self { id, facts, process, output, input, size }
     }
 
-    /// A client that sees what the terminal shows; without a terminal it reads from what is still kept on.
-    pub(crate) async fn attach(self: &Arc<Self>) -> Attached {
+    /// A client that goes on at a byte of the output; without one it sees what the terminal shows, or reads from what is still kept on
+    /// where there is no terminal.
+    pub(crate) async fn attach(self: &Arc<Self>, offset: Option<u64>) -> Attached {
         let session = Arc::clone(self);
         let size = *self.size.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(size) = size else {
-            let reader = Output::attach(&self.output);
-            return Attached { session, shown: Vec::new(), reader, is_owner: false };
+        let Some(size) = size.filter(|_| offset.is_none()) else {
+            let (reader, shown, offset) = Output::attach_at(&self.output, offset.unwrap_or(0));
+            return Attached { session, shown, offset, reader, is_owner: false };
         };
         // What is printed meanwhile waits for this reader.
-        let (reader, kept) = Output::attach_live(&self.output);
+        let (reader, kept, offset) = Output::attach_live(&self.output);
         let frames = kept.clone();
         let rendering = tokio::task::spawn_blocking(move || screen::render(size, &frames.concat()));
         let shown = match rendering.await {
@@ -117,7 +120,7 @@ impl Session {
                 kept
             }
         };
-        Attached { session, shown, reader, is_owner: false }
+        Attached { session, shown, offset, reader, is_owner: false }
     }
 
     /// Where bytes for the process go; `None` if its standard input is empty.
@@ -167,6 +170,11 @@ impl Session {
             tty: self.facts.tty.is_some(),
         }
     }
+}
+
+/// Bytes of each frame of output that are no output.
+fn prefix(facts: &Facts) -> usize {
+    usize::from(facts.tty.is_none())
 }
 
 /// In messages of a size that clients take.
@@ -244,7 +252,7 @@ impl Sessions {
         };
         let (input, feeder) =
             stdin.map(|stdin| Input::open(stdin, Arc::clone(activity))).transpose()?.unzip();
-        let output = Output::new();
+        let output = Output::new(prefix(&facts));
         let reader = Output::attach(&output);
         let life = live::Life {
             process: Arc::clone(&process),
@@ -264,12 +272,12 @@ impl Sessions {
             table.remove(ending.id);
             ending.output.end(code);
         });
-        Ok(Attached { session, shown: Vec::new(), reader, is_owner: true })
+        Ok(Attached { session, shown: Vec::new(), offset: 0, reader, is_owner: true })
     }
 
     /// A session whose process could not be started: it says why on standard error and has ended with `code`.
     pub(crate) fn stillborn(&self, facts: Facts, reason: &str, code: u8) -> Attached {
-        let output = Output::new();
+        let output = Output::new(prefix(&facts));
         let reader = Output::attach(&output);
         output.push(match facts.tty {
             Some(_) => format!("{reason}\r\n").into_bytes().into(),
@@ -278,7 +286,7 @@ impl Sessions {
         output.end(code);
         let session = self.insert(|id| Session::new(id, facts, (None, output, None)));
         self.remove(session.id);
-        Attached { session, shown: Vec::new(), reader, is_owner: true }
+        Attached { session, shown: Vec::new(), offset: 0, reader, is_owner: true }
     }
 
     fn insert(&self, make: impl FnOnce(u64) -> Session) -> Arc<Session> {

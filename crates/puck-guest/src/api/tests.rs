@@ -22,7 +22,7 @@ use api::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use guest::protocol::Identity;
+use guest::protocol::{Identity, Privileges};
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
@@ -65,6 +65,7 @@ impl Bench {
             strict: false,
             network: Vec::new(),
             memory_bytes: None,
+            privileges: Privileges::default(),
             policies: std::collections::BTreeMap::new(),
             idle_timeout_seconds: 30,
         };

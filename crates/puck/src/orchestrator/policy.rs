@@ -4,8 +4,8 @@
 use super::{Orchestrator, Refusal, create::read, refusal};
 use crate::account::SpriteRecord;
 use api::policy::{
-    Action, DEFAULTS, MEMORY_LIMIT_MB_MIN, NetworkPolicy, NetworkRule, Policies, RULES_MAX,
-    ResourcesPolicy,
+    Action, DEFAULTS, DEVICES, MEMORY_LIMIT_MB_MIN, NetworkPolicy, NetworkRule, Policies,
+    PrivilegesPolicy, Profile, RULES_MAX, ResourcesPolicy,
 };
 use axum::{
     body::Body,
@@ -13,7 +13,7 @@ use axum::{
     http::{StatusCode, Uri},
     response::Json,
 };
-use guest::protocol::DomainRule;
+use guest::protocol::{DomainRule, Privileges};
 use jiff::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -62,6 +62,33 @@ pub(super) async fn reset_resources(
     orchestrator.set(&record, |now| now.resources = ResourcesPolicy::default()).await
 }
 
+pub(super) async fn privileges(
+    State(orchestrator): State<Arc<Orchestrator>>,
+    uri: Uri,
+) -> Result<Json<PrivilegesPolicy>, Refusal> {
+    Ok(Json(orchestrator.find(&uri)?.policies.privileges.clone()))
+}
+
+pub(super) async fn set_privileges(
+    State(orchestrator): State<Arc<Orchestrator>>,
+    uri: Uri,
+    body: Body,
+) -> Result<StatusCode, Refusal> {
+    let record = orchestrator.find(&uri)?;
+    let privileges: PrivilegesPolicy = refusal::parse(&read(body).await?)?;
+    let policies = Policies { privileges, ..record.policies.clone() };
+    check(&orchestrator, &policies)?;
+    orchestrator.set(&record, move |now| now.privileges = policies.privileges).await
+}
+
+pub(super) async fn reset_privileges(
+    State(orchestrator): State<Arc<Orchestrator>>,
+    uri: Uri,
+) -> Result<StatusCode, Refusal> {
+    let record = orchestrator.find(&uri)?;
+    orchestrator.set(&record, |now| now.privileges = PrivilegesPolicy::default()).await
+}
+
 /// Refuses policies that are too large, or cannot be enforced here.
 pub(super) fn check(orchestrator: &Orchestrator, policies: &Policies) -> Result<(), Refusal> {
     if policies.network.rules.len() > RULES_MAX {
@@ -72,6 +99,15 @@ pub(super) fn check(orchestrator: &Orchestrator, policies: &Policies) -> Result<
         && !(MEMORY_LIMIT_MB_MIN..=most).contains(&memory.limit_mb)
     {
         let message = format!("invalid limit_mb, must be {MEMORY_LIMIT_MB_MIN} to {most}");
+        return Err(Refusal::invalid(vec![message]));
+    }
+    if policies.privileges.profile == Profile::Privileged {
+        let message = "invalid profile: the sprites of this server share its kernel, so none can be privileged";
+        return Err(Refusal::invalid(vec![message.to_owned()]));
+    }
+    let unknown = |device: &&String| !DEVICES.contains(&device.as_str());
+    if let Some(device) = policies.privileges.devices.iter().find(unknown) {
+        let message = format!("invalid device {device:?}, must be one of: {}", DEVICES.join(", "));
         return Err(Refusal::invalid(vec![message]));
     }
     Ok(())
@@ -115,11 +151,18 @@ pub(super) fn memory_bytes(policy: &ResourcesPolicy) -> Option<u64> {
     policy.memory.filter(|memory| !memory.autoscale).map(|memory| memory.limit_mb << 20)
 }
 
+/// The policy as an agent takes it.
+pub(super) fn limits(policy: &PrivilegesPolicy) -> Privileges {
+    let minimal = policy.profile == Profile::Minimal;
+    Privileges { no_new_privileges: minimal || policy.no_new_privileges, no_capabilities: minimal }
+}
+
 /// What programs in the sprite may read, as the API has it.
 pub(super) fn files(policies: &Policies) -> BTreeMap<String, String> {
     let text = |value: serde_json::Result<String>| value.expect("policies are always JSON") + "\n";
     BTreeMap::from([
         ("network.json".to_owned(), text(serde_json::to_string(&policies.network))),
+        ("privileges.json".to_owned(), text(serde_json::to_string(&policies.privileges))),
         ("resources.json".to_owned(), text(serde_json::to_string(&policies.resources))),
     ])
 }

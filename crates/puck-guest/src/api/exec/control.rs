@@ -128,7 +128,7 @@ async fn begin(agent: &Agent, query: &Query) -> Result<Attached, Refusal> {
     let query = ExecQuery::from_query(query)
         .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, chain(&error)))?;
     match &query.id {
-        Some(id) => Ok(running(agent, id)?.attach().await),
+        Some(id) => Ok(running(agent, id)?.attach(query.offset).await),
         None => {
             admit(agent)?;
             start(agent, query, FRAME_PAYLOAD_MAX).await

@@ -69,9 +69,9 @@ pub(super) enum Dialect {
 pub(super) async fn serve(websocket: WebSocket, agent: &Agent, target: Target, connecting: Hold) {
     let mut socket = Socket::new(websocket);
     let (attached, dialect) = match target {
-        Target::Running { session, expects_tty } => {
+        Target::Running { session, expects_tty, offset } => {
             let dialect = if expects_tty { Dialect::Exec } else { Dialect::Attach };
-            (session.attach().await, dialect)
+            (session.attach(offset).await, dialect)
         }
         Target::New(query) => match start(agent, *query, FRAME_PAYLOAD_MAX).await {
             Ok(attached) => (attached, Dialect::Exec),
@@ -147,7 +147,7 @@ impl Socket {
 }
 
 fn session_info(attached: &Attached) -> ServerMessage {
-    let Attached { session, is_owner, .. } = attached;
+    let Attached { session, is_owner, offset, .. } = attached;
     let size = session.facts.tty.unwrap_or(TerminalSize { rows: 0, cols: 0 });
     ServerMessage::SessionInfo {
         session_id: session.id.to_string(),
@@ -157,6 +157,7 @@ fn session_info(attached: &Attached) -> ServerMessage {
         rows: size.rows,
         is_owner: *is_owner,
         tty: session.facts.tty.is_some(),
+        offset: *offset,
     }
 }
 

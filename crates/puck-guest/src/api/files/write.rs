@@ -52,7 +52,7 @@ struct Options {
 
 /// Which missing directories are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Parents {
+pub(super) enum Parents {
     All,
     Last,
     None,
@@ -177,7 +177,7 @@ pub(super) fn temporary_name() -> String {
     format!(".puck-write-{:016x}", RandomState::new().build_hasher().finish())
 }
 
-fn make_directories(
+pub(super) fn make_directories(
     root: &Root,
     dir_path: &str,
     heir: Option<Actor>,

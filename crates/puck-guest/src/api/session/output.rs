@@ -50,6 +50,10 @@ pub(super) struct Output {
 #[derive(Debug)]
 struct Ring {
     frames: VecDeque<Bytes>,
+    /// Bytes of each frame that are no output: its stream id.
+    prefix: usize,
+    /// Bytes of output in the frames that are kept no more.
+    passed: u64,
     /// The number of the oldest frame.
     first: u64,
     weight: usize,
@@ -100,9 +104,12 @@ pub(crate) enum Step {
 }
 
 impl Output {
-    pub(super) fn new() -> Arc<Self> {
+    /// For frames of which `prefix` bytes are no output.
+    pub(super) fn new(prefix: usize) -> Arc<Self> {
         let ring = Ring {
             frames: VecDeque::new(),
+            prefix,
+            passed: 0,
             first: 0,
             weight: 0,
             readers: BTreeMap::new(),
@@ -155,19 +162,39 @@ impl Output {
         Reader { output: Arc::clone(this), id, news }
     }
 
-    /// A reader that begins with what comes next, and what is kept of what came before.
-    pub(super) fn attach_live(this: &Arc<Self>) -> (Reader, Vec<Bytes>) {
+    /// A reader that begins with what comes next, what is kept of what came before, and how many bytes came.
+    pub(super) fn attach_live(this: &Arc<Self>) -> (Reader, Vec<Bytes>, u64) {
         let reader = Self::attach(this);
         let mut ring = this.ring();
-        let mut kept = Vec::new();
-        let start = ring.readers.get(&reader.id).map_or(0, |place| place.next);
-        let start = usize::try_from(start.saturating_sub(ring.first)).unwrap_or(usize::MAX);
-        kept.extend(ring.frames.iter().skip(start).cloned());
-        if let Some(place) = ring.readers.get_mut(&reader.id) {
-            place.next += kept.len() as u64;
-        }
+        // The new reader has kept them all from being dropped.
+        let kept: Vec<Bytes> = ring.frames.iter().cloned().collect();
+        ring.skip(reader.id, kept.len());
+        let offset = ring.passed + kept.iter().map(|frame| ring.payload(frame)).sum::<u64>();
         drop(ring);
-        (reader, kept)
+        (reader, kept, offset)
+    }
+
+    /// A reader that goes on at a byte of the output, or at the nearest that there is: what is left of the frame which that
+    /// byte is in, and the offset of the first byte that it gets.
+    pub(super) fn attach_at(this: &Arc<Self>, offset: u64) -> (Reader, Vec<Bytes>, u64) {
+        let reader = Self::attach(this);
+        let mut ring = this.ring();
+        let (mut at, mut behind, mut rest) = (ring.passed, 0, Vec::new());
+        for frame in &ring.frames {
+            let next = at + ring.payload(frame);
+            if next > offset {
+                if offset > at {
+                    let seen = usize::try_from(offset - at).unwrap_or(usize::MAX);
+                    rest.push(without(frame, ring.prefix, seen));
+                    (at, behind) = (offset, behind + 1);
+                }
+                break;
+            }
+            (at, behind) = (next, behind + 1);
+        }
+        ring.skip(reader.id, behind);
+        drop(ring);
+        (reader, rest, at)
     }
 
     /// Waits until there has been no reader for `limit`.
@@ -208,6 +235,7 @@ impl Ring {
             }
             let Some(oldest) = self.frames.pop_front() else { return true };
             self.first += 1;
+            self.passed += self.payload(&oldest);
             self.weight -= oldest.len() + FRAME_OVERHEAD;
         }
         true
@@ -219,6 +247,18 @@ impl Ring {
         self.last = Timestamp::now();
         self.frames.push_back(frame);
         self.tell();
+    }
+
+    /// Bytes of output in a frame.
+    fn payload(&self, frame: &Bytes) -> u64 {
+        frame.len().saturating_sub(self.prefix) as u64
+    }
+
+    /// A reader does not need its next frames.
+    fn skip(&mut self, reader: u64, frames: usize) {
+        if let Some(place) = self.readers.get_mut(&reader) {
+            place.next += frames as u64;
+        }
     }
 
     fn tell(&self) {
@@ -243,6 +283,12 @@ impl Ring {
         place.next += batch.len() as u64;
         if batch.is_empty() { self.end.map(Step::End) } else { Some(Step::Frames) }
     }
+}
+
+/// A frame that lacks the first `seen` bytes of its output.
+fn without(frame: &Bytes, prefix: usize, seen: usize) -> Bytes {
+    let (id, output) = frame.split_at(prefix.min(frame.len()));
+    [id, output.get(seen..).unwrap_or_default()].concat().into()
 }
 
 impl Rate {
@@ -431,7 +477,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_reader_reads_everything_and_then_the_end() {
-        let output = Output::new();
+        let output = Output::new(1);
         output.append(frame(1, 3)).await;
         output.append(frame(2, 3)).await;
         output.end(7);
@@ -442,7 +488,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_reader_the_oldest_output_is_forgotten() {
-        let output = Output::new();
+        let output = Output::new(1);
         for byte in 0..10 {
             output.append(frame(byte, RING_BYTES_MAX / 4)).await;
         }
@@ -452,8 +498,50 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_reader_goes_on_at_any_byte_that_is_kept() {
+        let output = Output::new(1);
+        for text in ["\x01abc", "\x02de", "\x01fgh"] {
+            output.append(text.into()).await;
+        }
+        output.end(0);
+        for (offset, from, frames) in [
+            (0, 0, &["\x01abc", "\x02de", "\x01fgh"][..]),
+            (1, 1, &["\x01bc", "\x02de", "\x01fgh"]),
+            (3, 3, &["\x02de", "\x01fgh"]),
+            (4, 4, &["\x02e", "\x01fgh"]),
+            (7, 7, &["\x01h"]),
+            (8, 8, &[]),
+            (u64::MAX, 8, &[]),
+        ] {
+            let (mut reader, mut read, start) = Output::attach_at(&output, offset);
+            let mut batch = Vec::new();
+            while reader.next(&mut batch).await == Step::Frames {
+                read.append(&mut batch);
+            }
+            assert_eq!(
+                (start, read.as_slice()),
+                (from, &frames.iter().map(|f| Bytes::from(*f)).collect::<Vec<_>>()[..])
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_of_what_is_forgotten_is_told_where_it_begins() {
+        let output = Output::new(1);
+        for byte in 0..10 {
+            output.append(frame(byte, RING_BYTES_MAX / 4)).await;
+        }
+        let payload = RING_BYTES_MAX as u64 / 4 - 1;
+        let (reader, rest, start) = Output::attach_at(&output, 5);
+        assert_eq!((rest, start), (Vec::new(), 7 * payload));
+        drop(reader);
+        let (_, kept, end) = Output::attach_live(&output);
+        assert_eq!((kept.len(), end), (3, 10 * payload));
+    }
+
+    #[tokio::test]
     async fn single_bytes_cost_their_overhead() {
-        let output = Output::new();
+        let output = Output::new(1);
         for _ in 0..RING_BYTES_MAX {
             output.append(frame(0, 1)).await;
         }
@@ -462,7 +550,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_reader_stops_the_writer_and_a_vanished_one_does_not() {
-        let output = Output::new();
+        let output = Output::new(1);
         let mut reader = Output::attach(&output);
         let writer = tokio::spawn({
             let output = output.clone();
@@ -483,7 +571,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn unwatched_counts_from_the_last_reader() {
-        let output = Output::new();
+        let output = Output::new(1);
         let start = tokio::time::Instant::now();
         let reader = Output::attach(&output);
         let unwatched = output.unwatched_for(Duration::from_secs(10));
