@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 ROOT = Path(__file__).resolve().parents[1]
 PUCK = Path(os.environ.get("PUCK", ROOT / "target/release/puck"))
@@ -133,6 +135,21 @@ class Demo:
             raise Failed(f"the project is not what it was: {said}")
         return said.splitlines()[-1]
 
+    def visit(self, url: str) -> str:
+        """Has a web server kept running in the sprite, and asks it for the project's notes."""
+        self.inside("sprite-env", "services", "create", "site", "--cmd", "python3", "--args", "-m,http.server,8080", "--dir", "project")
+        return self.ask(url)
+
+    def ask(self, url: str) -> str:
+        """A request as a browser would send it, which waits while the sprite wakes."""
+        host = urlsplit(url).netloc
+        request = Request(f"{self.env['SPRITES_API_URL']}/notes.txt", headers={"Host": host, "Authorization": f"Bearer {self.env['SPRITE_TOKEN']}"})
+        with urlopen(request, timeout=WAIT_SECONDS_MAX) as answer:
+            said = answer.read().decode()
+        if not said.endswith("note 19\n"):
+            raise Failed(f"the URL answers with {said[:200]!r}")
+        return f"{answer.status} from {url}/notes.txt"
+
     def broken(self) -> str:
         """The project is gone."""
         said = self.inside("sh", "-c", "python3 project/app.py 2>&1 || true; ls -a")
@@ -157,9 +174,11 @@ class Demo:
         self.step("it is broken", self.broken)
         self.step("restore", lambda: self.puck("restore", "v1").splitlines()[-1])
         self.step("proof: all of it is back", lambda: self.proof(commit))
+        self.step("a web server, at its URL", lambda: self.visit(url))
         self.step("let it sleep (idle time 3 s)", self.wait_until_cold)
         self.step("wipe this machine's cache", self.wipe)
         self.step("wake from the bucket, proof", lambda: self.proof(commit))
+        self.step("its URL again", lambda: self.ask(url))
         self.step("stop the server", self.stop)
         return url
 

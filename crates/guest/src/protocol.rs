@@ -50,6 +50,9 @@ pub const VOLUME: &str = "/internal/volume";
 /// `GET`: the [`Activity`] now.
 pub const ACTIVITY: &str = "/internal/activity";
 
+/// `GET` with an upgrade to `tcp`: a connection to the sprite's web server. 502 when nothing listens there.
+pub const WEB: &str = "/internal/web";
+
 /// `POST` on the worker's socket: an [`Event`]. Answered with 204.
 pub const EVENTS: &str = "/events";
 

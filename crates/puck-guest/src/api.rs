@@ -28,6 +28,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 mod volume;
+pub(crate) mod web;
 
 use self::{
     activity::Activity, answer::Refusal, checkpoints::Checkpoints, files::Files, ports::Ports,

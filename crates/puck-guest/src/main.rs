@@ -126,7 +126,9 @@ async fn serve(machine: &Arc<Machine>, gateway: &Gateway, socket: &Path) -> anyh
         activity: agent.activity().clone(),
         asleep: asleep.clone(),
     };
-    let router = internal::router(internal).merge(api::router(agent.clone()));
+    let router = internal::router(internal)
+        .merge(api::web::router(agent.clone()))
+        .merge(api::router(agent.clone()));
     let listener = UnixListener::bind(socket).context("listen for the worker")?;
     let goodbye = asleep.clone();
     let server = axum::serve(listener, router)

@@ -18,6 +18,7 @@ mod refusal;
 mod serve;
 mod undelete;
 mod update;
+mod url;
 mod view;
 mod watch;
 
@@ -210,6 +211,7 @@ pub(crate) fn router(orchestrator: Arc<Orchestrator>) -> Router {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
         })
         .layer(middleware::from_fn_with_state(orchestrator.clone(), auth::authenticate))
+        .layer(middleware::from_fn_with_state(orchestrator.clone(), url::divert))
         .with_state(orchestrator)
 }
 

@@ -33,7 +33,7 @@ use futures::{
 use guest::protocol::INSIDE;
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
     time::Duration,
 };
@@ -92,12 +92,15 @@ async fn serve(mut socket: WebSocket, agent: &Agent, held: (Hold, OwnedSemaphore
     drop(connecting);
     let is_own_name =
         agent.identity.borrow().as_ref().is_some_and(|identity| identity.name == target.host);
-    // A service that is just starting, as after a wake, gets the time to open its port.
-    let is_local = is_own_name || is_own_host(&target.host);
-    if is_local {
-        drop(timeout(CONNECT_TIMEOUT, agent.services.ready(target.port)).await);
-    }
-    let stream = match connect(&target, is_local).await {
+    let connected = if is_own_name || is_own_host(&target.host) {
+        connect_inside(agent, target.port).await
+    } else {
+        match address(&target.host) {
+            Ok(address) => connect(&[address], target.port).await,
+            Err(error) => Err(error),
+        }
+    };
+    let stream = match connected {
         Ok(stream) => stream,
         Err(error) => {
             let reason = format!("connect to {}:{}: {error}", shown(&target.host), target.port);
@@ -133,12 +136,19 @@ async fn target(socket: &mut WebSocket) -> Result<Option<ProxyTarget>, String> {
     }
 }
 
-/// Connects to the first of the target's addresses that takes the connection.
-async fn connect(target: &ProxyTarget, is_local: bool) -> io::Result<TcpStream> {
+/// Connects to a port of the sprite itself, at whichever of its addresses a service has bound. One that is just starting,
+/// as after a wake, gets the time to open it.
+pub(super) async fn connect_inside(agent: &Agent, port: u16) -> io::Result<TcpStream> {
+    drop(timeout(CONNECT_TIMEOUT, agent.services.ready(port)).await);
+    let addresses = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into(), INSIDE.into()];
+    connect(&addresses, port).await
+}
+
+/// Connects to the first of the addresses that takes the connection.
+async fn connect(addresses: &[IpAddr], port: u16) -> io::Result<TcpStream> {
     let mut failure = None;
-    for address in addresses(&target.host, is_local)? {
-        let address = SocketAddr::new(address, target.port);
-        match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+    for address in addresses {
+        match timeout(CONNECT_TIMEOUT, TcpStream::connect((*address, port))).await {
             Ok(Ok(stream)) => {
                 // Small messages must not wait for one another.
                 stream.set_nodelay(true)?;
@@ -156,18 +166,13 @@ fn is_own_host(host: &str) -> bool {
     ["", "localhost", "sprite"].contains(&host)
 }
 
-/// The addresses to try. A service of the sprite may have bound any one of its own.
-fn addresses(host: &str, is_local: bool) -> io::Result<Vec<IpAddr>> {
-    if is_local {
-        let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-        return Ok([&loopback[..], &[INSIDE.into()]].concat());
-    }
+/// The address that a host is written as.
+fn address(host: &str) -> io::Result<IpAddr> {
     let unbracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let address = unbracketed.unwrap_or(host).parse().map_err(|_not_an_address| {
+    unbracketed.unwrap_or(host).parse().map_err(|_not_an_address| {
         let message = "the host must be `localhost` or an address";
         io::Error::new(io::ErrorKind::InvalidInput, message)
-    })?;
-    Ok(vec![address])
+    })
 }
 
 /// The start of a host, since a client may send a very long one.

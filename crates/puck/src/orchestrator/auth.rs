@@ -8,6 +8,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use base64::{Engine, prelude::BASE64_STANDARD};
 use std::sync::Arc;
 
 /// Around every route: no answer about anything without a token, not even that it does not exist.
@@ -25,6 +26,16 @@ pub(super) async fn authenticate(
 fn token(headers: &HeaderMap) -> Option<Token> {
     let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     if scheme.eq_ignore_ascii_case("bearer") { token.trim().parse().ok() } else { None }
+}
+
+/// The token that somebody shows who wants to see a sprite's web server: a bearer token, or the password of a login.
+pub(super) fn shown(headers: &HeaderMap) -> Option<Token> {
+    let (scheme, login) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return token(headers);
+    }
+    let login = String::from_utf8(BASE64_STANDARD.decode(login.trim()).ok()?).ok()?;
+    login.split_once(':')?.1.parse().ok()
 }
 
 #[cfg(test)]

@@ -62,13 +62,18 @@ pub(super) async fn proxy(
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid path"));
     }
     let (lease, agent) = reach(&orchestrator, &record).await?;
-    let upgrades = Upgrades { tasks: &orchestrator.tasks, stop: &orchestrator.stop };
-    pass(agent, request, lease, upgrades).await
+    let terms = Terms {
+        withheld: &CREDENTIALS,
+        broken: agent_broke,
+        tasks: &orchestrator.tasks,
+        stop: &orchestrator.stop,
+    };
+    pass(agent, request, lease, terms).await
 }
 
 /// A connection to the sprite's agent, and what keeps the sprite awake. An agent that has just died is not the caller's
 /// business: as nothing has been sent to it, the call is held while the sprite wakes once more.
-async fn reach(
+pub(super) async fn reach(
     orchestrator: &Orchestrator,
     record: &SpriteRecord,
 ) -> Result<(Lease, SendRequest<Body>), Refusal> {
@@ -96,22 +101,36 @@ fn is_plain(uri: &Uri) -> bool {
     })
 }
 
-/// Where upgraded connections live on, and what ends them.
+/// How a call is passed on.
 #[derive(Clone, Copy)]
-struct Upgrades<'a> {
-    tasks: &'a TaskTracker,
-    stop: &'a CancellationToken,
+pub(super) struct Terms<'a> {
+    /// Headers that stay here.
+    pub(super) withheld: &'a [HeaderName],
+    /// What the caller reads when the other side does not answer.
+    pub(super) broken: fn(hyper::Error) -> Refusal,
+    /// Where upgraded connections live on.
+    pub(super) tasks: &'a TaskTracker,
+    /// What ends them.
+    pub(super) stop: &'a CancellationToken,
+}
+
+fn agent_broke(error: hyper::Error) -> Refusal {
+    warn!(error = &error as &dyn std::error::Error, "a call did not get through to a sprite");
+    AgentError::Call(error).into()
 }
 
 /// Passes one request through. `keep` lives as long as the answer does.
-async fn pass<K: Send + Unpin + 'static>(
+pub(super) async fn pass<K: Send + Unpin + 'static>(
     mut agent: SendRequest<Body>,
     mut request: Request,
     keep: K,
-    upgrades: Upgrades<'_>,
+    terms: Terms<'_>,
 ) -> Result<Response, Refusal> {
     let upgrade = requested_upgrade(request.headers());
     let client = request.extensions_mut().remove::<OnUpgrade>();
+    for name in terms.withheld {
+        request.headers_mut().remove(name);
+    }
     let forwarded = forward(request, upgrade.as_ref());
     let mut response = match agent.send_request(forwarded).await {
         Ok(response) => response,
@@ -120,13 +139,7 @@ async fn pass<K: Send + Unpin + 'static>(
             debug!(error = &error as &dyn std::error::Error, "a request ended early");
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "incomplete request body"));
         }
-        Err(error) => {
-            warn!(
-                error = &error as &dyn std::error::Error,
-                "a call did not get through to a sprite"
-            );
-            return Err(AgentError::Call(error).into());
-        }
+        Err(error) => return Err((terms.broken)(error)),
     };
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let accepted = if switching { requested_upgrade(response.headers()) } else { None };
@@ -141,8 +154,8 @@ async fn pass<K: Send + Unpin + 'static>(
         ));
     };
     let agent = hyper::upgrade::on(&mut response);
-    let stop = upgrades.stop.clone();
-    upgrades.tasks.spawn(async move {
+    let stop = terms.stop.clone();
+    terms.tasks.spawn(async move {
         tokio::select! {
             () = stop.cancelled() => {}
             () = join(client, agent) => {}
@@ -157,9 +170,6 @@ async fn pass<K: Send + Unpin + 'static>(
 fn forward(request: Request, upgrade: Option<&HeaderValue>) -> Request {
     let (mut parts, body) = request.into_parts();
     strip(&mut parts.headers);
-    for name in &CREDENTIALS {
-        parts.headers.remove(name);
-    }
     restore_upgrade(&mut parts.headers, upgrade);
     // The agent is asked for a path and not for a host.
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());

@@ -1,7 +1,7 @@
 //! The listener: accepts connections until the server stops, then lets what is being answered finish for a while.
 
-use axum::Router;
-use hyper::{server::conn::http1, service::service_fn};
+use axum::{Router, extract::ConnectInfo, http::Request};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -81,8 +81,18 @@ impl Connection {
             debug!(error = &error as &dyn std::error::Error, "a connection was gone at once");
             return;
         }
+        let client = match stream.peer_addr() {
+            Ok(client) => client,
+            Err(error) => {
+                debug!(error = &error as &dyn std::error::Error, "a connection was gone at once");
+                return;
+            }
+        };
         let router = self.router;
-        let service = service_fn(move |request| router.clone().call(request));
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(client));
+            router.clone().call(request)
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)

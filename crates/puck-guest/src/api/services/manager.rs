@@ -109,6 +109,12 @@ impl Services {
         found.ok().flatten().ok_or_else(Refusal::unavailable)
     }
 
+    /// The port of the service that has an HTTP port, if there is one.
+    pub(in crate::api) async fn http_port(&self) -> Option<u16> {
+        let set = self.set().await.ok()?;
+        set.shown().iter().find_map(|shown| shown.definition.http_port)
+    }
+
     /// Waits until the service with this port is ready, if there is one and it is meant to run.
     pub(in crate::api) async fn ready(&self, port: u16) {
         let Ok(set) = self.set().await else { return };

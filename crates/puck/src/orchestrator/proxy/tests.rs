@@ -1,4 +1,4 @@
-use super::{Refusal, Upgrades, is_plain, pass};
+use super::{CREDENTIALS, Refusal, Terms, agent_broke, is_plain, pass};
 use crate::worker::Agent;
 use axum::{
     Router,
@@ -30,6 +30,10 @@ struct Setup {
     _directory: tempfile::TempDir,
 }
 
+fn terms<'a>(tasks: &'a TaskTracker, stop: &'a CancellationToken) -> Terms<'a> {
+    Terms { withheld: &CREDENTIALS, broken: agent_broke, tasks, stop }
+}
+
 impl Setup {
     async fn new(agent: Router) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
@@ -45,7 +49,7 @@ impl Setup {
             async move {
                 let _ = &keep;
                 let agent = client.connect().await?;
-                pass(agent, request, keep.clone(), Upgrades { tasks: &tasks, stop: &stop }).await
+                pass(agent, request, keep.clone(), terms(&tasks, &stop)).await
             }
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -260,9 +264,7 @@ async fn a_body_that_breaks_off_is_the_clients_fault() {
         .body(body)
         .expect("a request");
     let agent = agent.connect().await.expect("somebody listens");
-    let refusal = pass(agent, request, (), Upgrades { tasks: &tasks, stop: &stop })
-        .await
-        .expect_err("broken off");
+    let refusal = pass(agent, request, (), terms(&tasks, &stop)).await.expect_err("broken off");
     assert_eq!(refusal.status(), StatusCode::BAD_REQUEST);
 }
 
