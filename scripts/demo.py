@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -137,15 +138,18 @@ class Demo:
 
     def visit(self, url: str) -> str:
         """Has a web server kept running in the sprite, and asks it for the project's notes."""
-        self.inside("sprite-env", "services", "create", "site", "--cmd", "python3", "--args", "-m,http.server,8080", "--dir", "project")
+        self.inside("sprite-env", "services", "create", "site", "--cmd", "python3", "--args", "-m,http.server,8080", "--dir", "project", "--http-port", "8080", "--no-stream")
         return self.ask(url)
 
     def ask(self, url: str) -> str:
         """A request as a browser would send it, which waits while the sprite wakes."""
         host = urlsplit(url).netloc
         request = Request(f"{self.env['SPRITES_API_URL']}/notes.txt", headers={"Host": host, "Authorization": f"Bearer {self.env['SPRITE_TOKEN']}"})
-        with urlopen(request, timeout=WAIT_SECONDS_MAX) as answer:
-            said = answer.read().decode()
+        try:
+            with urlopen(request, timeout=WAIT_SECONDS_MAX) as answer:
+                said = answer.read().decode()
+        except HTTPError as error:
+            raise Failed(f"the URL answers with {error.code}: {error.read().decode()}") from error
         if not said.endswith("note 19\n"):
             raise Failed(f"the URL answers with {said[:200]!r}")
         return f"{answer.status} from {url}/notes.txt"

@@ -61,10 +61,10 @@ http.server.ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
 class Site:
     """A sprite with a web server, by its URL."""
 
-    def __init__(self, server, sprite, port: int = 8080):
+    def __init__(self, server, sprite, port: int = 8080, says_port: bool = True):
         self.server, self.sprite = server, sprite
         self.host = re.fullmatch(r"http://([^/]+)", call(server, "GET", f"/v1/sprites/{sprite.name}").json()["url"])[1]
-        body = {"cmd": "python3", "args": ["-c", SERVER.replace("PORT", str(port))], "http_port": port}
+        body = {"cmd": "python3", "args": ["-c", SERVER.replace("PORT", str(port))], "http_port": port if says_port else None}
         assert call(server, "PUT", f"/v1/sprites/{sprite.name}/services/web?duration=0s", json=body).status_code == 200
 
     def ask(self, method: str, path: str, *, token: str | None = None, host: str | None = None, **kwargs):
@@ -184,6 +184,11 @@ def test_a_request_wakes_its_sprite_and_waits(servers, eventually):
     for thread in threads:
         thread.join()
     assert answers == [200] * 30
+    # One that has not said which port it will open is waited for as well.
+    other = Site(server, client.create_sprite("two"), says_port=False)
+    other.auth("public")
+    eventually("asleep", lambda: client.get_sprite("two").status == "cold")
+    assert other.ask("GET", "/")[0] == 200
     site.auth("sprite")
     eventually("asleep", lambda: client.get_sprite("one").status == "cold")
     assert site.ask("GET", "/")[0] == 401

@@ -15,11 +15,17 @@ use axum::{
 use guest::protocol::WEB;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use std::sync::Arc;
+use std::{io, sync::Arc, time::Duration};
 use tokio::net::TcpStream;
 
 /// Where a sprite without a service that says otherwise has its web server.
 const PORT: u16 = 8080;
+
+/// How long after its start a service may still be about to open its port.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// The pause between two tries to connect.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The size of each buffer of a connection.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -41,7 +47,7 @@ async fn open(State(agent): State<Arc<Agent>>, mut request: Request) -> Result<R
     let (_, mut withdrawal) = agent.sandbox().await?;
     let port = agent.services.http_port().await.unwrap_or(PORT);
     let hold = agent.activity.hold(format!("connection to port {port}"));
-    let mut stream = proxy::connect_inside(&agent, port).await.map_err(|error| {
+    let mut stream = connect(&agent, port).await.map_err(|error| {
         let message = format!("nothing answers on port {port} of the sprite: {error}");
         Refusal::new(StatusCode::BAD_GATEWAY, message)
     })?;
@@ -60,10 +66,26 @@ async fn open(State(agent): State<Arc<Agent>>, mut request: Request) -> Result<R
     Ok(response)
 }
 
+/// Connects, and waits while services have only just been started, as after a wake: one may open the port without having said
+/// so.
+async fn connect(agent: &Agent, port: u16) -> io::Result<TcpStream> {
+    loop {
+        match proxy::connect_inside(agent, port).await {
+            Err(error)
+                if error.kind() == io::ErrorKind::ConnectionRefused
+                    && agent.services.started_within(SETTLE).await =>
+            {
+                tokio::time::sleep(PAUSE).await;
+            }
+            connected => return connected,
+        }
+    }
+}
+
 /// Passes bytes both ways until both sides have said all, or either is gone.
 async fn relay(upgrade: OnUpgrade, stream: &mut TcpStream) {
     let copied = async {
-        let mut worker = TokioIo::new(upgrade.await.map_err(std::io::Error::other)?);
+        let mut worker = TokioIo::new(upgrade.await.map_err(io::Error::other)?);
         tokio::io::copy_bidirectional_with_sizes(&mut worker, stream, BUFFER_BYTES, BUFFER_BYTES)
             .await
     };

@@ -17,6 +17,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use tokio::{
     sync::{broadcast, watch},
@@ -113,6 +114,12 @@ impl Services {
     pub(in crate::api) async fn http_port(&self) -> Option<u16> {
         let set = self.set().await.ok()?;
         set.shown().iter().find_map(|shown| shown.definition.http_port)
+    }
+
+    /// Whether a service is being started, or was less than `time` ago.
+    pub(in crate::api) async fn started_within(&self, time: Duration) -> bool {
+        let Ok(set) = self.set().await else { return false };
+        set.services().values().any(|entry| entry.service.started_within(time))
     }
 
     /// Waits until the service with this port is ready, if there is one and it is meant to run.

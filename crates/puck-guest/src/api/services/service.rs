@@ -154,6 +154,18 @@ impl Service {
         self.state.borrow().status
     }
 
+    /// Whether it is being started, or was less than `time` ago.
+    pub(super) fn started_within(&self, time: Duration) -> bool {
+        let state = self.state.borrow();
+        match (state.status, state.started_at) {
+            (ServiceStatus::Starting, _) => true,
+            (ServiceStatus::Running, Some(at)) => {
+                Timestamp::now().duration_since(at).unsigned_abs() < time
+            }
+            _ => false,
+        }
+    }
+
     /// Whether somebody wants it to run.
     pub(super) fn is_wanted(&self) -> bool {
         matches!(*self.wanted.borrow(), Wanted::Running(_))
