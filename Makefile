@@ -7,7 +7,7 @@ STATIC_TARGET := $(shell uname -m)-unknown-linux-gnu
 PUCK := target/release/puck
 AGENT := target/release/puck-guest
 
-.PHONY: all setup build image demo test unit e2e soak lint bench bench-disk clean
+.PHONY: all setup build image demo test unit e2e soak lint bench bench-disk bench-guest clean
 
 all: build
 
@@ -52,6 +52,10 @@ bench: image
 bench-disk: image
 	scripts/setup.sh bench
 	.venv/bin/python bench/disk.py $(SHORT)
+
+# What passes through the guest agent: commands, their output, files.
+bench-guest: image
+	.venv/bin/python bench/guest.py
 
 clean:
 	$(CARGO) clean

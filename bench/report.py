@@ -73,10 +73,10 @@ def ratio(what: str, value: float | None, limit: float) -> Promise:
     return Promise(what, f">= {limit} x native ext4", f"{value:.2f} x", value >= limit, value, limit)
 
 
-def at_once(result: dict) -> Promise:
+def at_once(result: dict, what: str = "creates") -> Promise:
     """All of them, whatever it takes."""
     asked, succeeded = result.get("asked", 50), result.get("succeeded", 0)
-    return Promise(f"{asked} creates at once", "all succeed", f"{succeeded} of {asked}", succeeded == asked)
+    return Promise(f"{asked} {what} at once", "all succeed", f"{succeeded} of {asked}", succeeded == asked)
 
 
 def save(results: dict, path: Path) -> None:
@@ -125,7 +125,9 @@ def plot(results: dict, rows: list[Promise], path: Path) -> None:
     bars(left, latencies, "milliseconds")
     if latencies:
         left.set_xscale("log")
-    bars(right, [row for row in rows if row.value is not None and row.promise.endswith("ext4")], "speed, native ext4 = 1")
+    for unit, words in (("ext4", "speed, native ext4 = 1"), ("MB/s", "megabytes per second")):
+        if rates := [row for row in rows if row.value is not None and row.promise.endswith(unit)]:
+            bars(right, rates, words)
     figure.suptitle(f"Puck, commit {results['machine']['commit']}: measured (bars) and promised (lines)")
     figure.tight_layout()
     figure.savefig(path, dpi=110)

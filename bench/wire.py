@@ -122,7 +122,7 @@ class Api:
 class WebSocket:
     """The client's side of RFC 6455, as far as an exec needs it."""
 
-    BINARY, CLOSE, PING, PONG = 2, 8, 9, 10
+    TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
     def __init__(self, connection: socket.socket, path: str, address: tuple, token: str):
         self.connection = connection

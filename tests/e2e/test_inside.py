@@ -115,7 +115,8 @@ def test_sprite_env(sh, server, name):
 
 
 def test_what_is_in_dot_sprite(sh, server, name):
-    assert "sprite-env" in sh("cat /.sprite/llm.txt") and sh("ls /.sprite/bin").split() == ["sprite-browser", "sprite-console", "sprite-env"]
+    assert "sprite-env" in sh("cat /.sprite/llm.txt") and sh("ls /.sprite/bin").split() == ["dockerd", "sprite-browser", "sprite-console", "sprite-env"]
+    assert "shares with other sprites" in sh("dockerd 2>&1 || echo $?") and sh("dockerd >/dev/null 2>&1 || echo $?") == "1\n"
     assert sh("echo $BROWSER") == "/.sprite/bin/sprite-browser\n"
     with execute(server, name, "sprite-browser", "http://localhost:3000/", "3000", "3001", tty=True) as command:
         command.wait()

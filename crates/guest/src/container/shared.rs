@@ -31,7 +31,8 @@ const SPRITE_CONSOLE: &str =
     "#!/bin/sh\ncd \"$HOME\" 2>/dev/null\nexec \"${SHELL:-/bin/bash}\" -l\n";
 
 /// Programs for those inside, by their names in `/.sprite/bin`.
-const PROGRAMS: [(&str, &str); 3] = [
+const PROGRAMS: [(&str, &str); 4] = [
+    ("dockerd", include_str!("dockerd")),
     ("sprite-browser", include_str!("sprite-browser")),
     ("sprite-console", SPRITE_CONSOLE),
     ("sprite-env", include_str!("sprite-env")),

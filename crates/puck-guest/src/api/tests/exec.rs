@@ -183,7 +183,7 @@ async fn large_input_comes_back() {
 async fn signals_reach_the_group() {
     for (message, exit) in [
         (Message::text(r#"{"type":"signal","signal":"TERM"}"#), 143),
-        (Message::text(r#"{"type":"signal","signal":"sigint"}"#), 130),
+        (Message::text(r#"{"type":"signal","signal":"sigusr1"}"#), 138),
         (Message::binary(&br#"{"type":"signal","signal":"KILL"}"#[..]), 137),
     ] {
         let bench = Bench::new().await;
