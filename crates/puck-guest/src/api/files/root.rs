@@ -119,3 +119,72 @@ pub(super) fn check_regular(stat: &Stat) -> Result<(), Errno> {
         _ => Err(Errno::INVAL),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Root, Withdrawal};
+    use rustix::{
+        fs::{CWD, OFlags, RenameFlags},
+        io::Errno,
+    };
+    use std::{
+        fs::{self, File},
+        io::Read,
+        os::{fd::AsRawFd, unix::fs::symlink},
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
+    use tokio::sync::watch;
+
+    /// How often a path is resolved while it changes.
+    const TRIES: usize = 100_000;
+
+    #[test]
+    fn a_path_that_changes_all_the_time_never_leads_outside() {
+        let outer = tempfile::tempdir().expect("a directory");
+        let outer = outer.path().canonicalize().expect("its path");
+        let (inner, outside) = (outer.join("root"), outer.join("outside"));
+        for (dir, text) in [(&inner.join("true"), "inside"), (&outside, "outside")] {
+            fs::create_dir_all(dir).expect("a directory");
+            fs::write(dir.join("file"), text).expect("a file");
+        }
+        // As a path, from the root up, and as the kernel would know the way.
+        let to_outside = outside.to_str().expect("text");
+        symlink(format!("../../../../../../../../{to_outside}"), inner.join("link"))
+            .expect("a link");
+        let fd = rustix::fs::open(&inner, OFlags::PATH, super::Mode::empty()).expect("the root");
+        let root = Root { fd, uid_start: 0, withdrawal: Withdrawal(watch::channel(None).1) };
+        let done = AtomicBool::new(false);
+        let (mut found, mut refused) = (0, 0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let (one, other) = (inner.join("true"), inner.join("link"));
+                while !done.load(Ordering::Relaxed) {
+                    rustix::fs::renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE)
+                        .expect("both are there");
+                }
+            });
+            for number in 0..TRIES {
+                let met = match number % 2 {
+                    0 => root.open_file("/true/file").map(|(file, _)| {
+                        let mut text = String::new();
+                        File::from(file).read_to_string(&mut text).expect("readable");
+                        assert_eq!(text, "inside");
+                    }),
+                    _ => root.place("/true", "file").map(|place| {
+                        let way = format!("/proc/self/fd/{}", place.dir.as_raw_fd());
+                        let way = fs::read_link(way).expect("a directory");
+                        assert!(way.starts_with(&inner), "{way:?}");
+                    }),
+                };
+                match met {
+                    Ok(()) => found += 1,
+                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => refused += 1,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert!(found > 0 && refused > 0, "nothing changed: {found} found, {refused} not");
+    }
+}
