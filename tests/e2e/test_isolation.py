@@ -220,3 +220,24 @@ def test_a_fork_bomb_and_a_memory_hog_hurt_nobody_else(server, client, sprite, r
         assert sprite.run("echo", "back", capture_output=True, timeout=60).stdout == b"back\n"
     finally:
         other.destroy()
+
+
+def test_sockets_that_know_no_network_policy_are_not_to_be_had(sprite, root):
+    script = """
+import errno, socket
+for family, kind in ((40, 1), (38, 5), (17, 3), (29, 3), (31, 1), (21, 5), (2**31 + 40, 1)):
+    try:
+        socket.socket(family, kind)
+    except (OSError, OverflowError) as error:
+        if getattr(error, "errno", errno.EAFNOSUPPORT) == errno.EAFNOSUPPORT:
+            continue
+        raise SystemExit(f"{family}: {error}")
+    raise SystemExit(f"{family} is there")
+for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, socket.AF_NETLINK):
+    socket.socket(family, socket.SOCK_DGRAM)
+socket.socketpair()
+print("fine")
+"""
+    assert root(f"python3 -c '{script}'") == (0, "fine\n")
+    done = sprite.run("python3", "-c", script, capture_output=True)
+    assert done.stdout == b"fine\n", done.stderr

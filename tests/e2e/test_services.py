@@ -283,3 +283,35 @@ def test_definitions_while_the_disk_is_restored_again_and_again(services, server
             one.result(60)
     services.put("last", "sleep", "1000")
     services.until("last", "running")
+
+
+def test_a_start_ends_a_stop_that_still_waits(services):
+    services.put("slow", "sh", "-c", "trap 'sleep 2; exit 0' TERM; echo up; while :; do sleep 0.1; done", duration="1s")
+    services.until("slow", "running")
+    with ThreadPoolExecutor(1) as pool:
+        stop = pool.submit(services.call, "POST", "/slow/stop?timeout=10s")
+        services.until("slow", "stopping")
+        services.call("POST", "/slow/start?duration=0")
+        assert stop.result(30)[-1]["type"] == "complete"
+    services.until("slow", "running")
+    awake = services.server.cli("info", services.name, "--json").stdout
+    assert "stop of service" not in awake
+
+
+def test_one_that_waits_hears_of_a_new_definition(services):
+    services.put("broken", "/no/such")
+    services.until("broken", "failed")
+    services.put("waits", "sleep", "1000", needs=["broken"])
+    assert services.state("waits")["status"] == "starting"
+    services.put("broken", "sleep", "1000")
+    services.until("broken", "running")
+    services.until("waits", "running")
+
+
+def test_a_pipe_in_place_of_the_accounts_holds_nothing_up(services):
+    services.run("sudo", "sh", "-c", "mv /etc/passwd /etc/away; mv /etc/group /etc/away-too; mkfifo -m 666 /etc/passwd /etc/group")
+    for number in range(3):
+        services.put("one", "sleep", str(1000 + number))
+    services.until("one", "running")
+    assert services.run("id", "-u") == "1001\n"
+    services.call("POST", "/one/stop")

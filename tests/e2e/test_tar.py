@@ -121,6 +121,18 @@ def test_a_client_that_leaves_leaves_no_tar_behind(server, name, sprite, sh, eve
     eventually("tar has ended", lambda: sh("pgrep -xc tar || true").strip() == "0")
 
 
+def test_the_root_is_a_tree_without_what_is_mounted_there(tar, sh, sprite):
+    for _ in sprite.create_checkpoint("kept"):
+        pass
+    sh("echo here > file")
+    packed = tar("GET", "/", asRoot="true")
+    assert packed.status_code == 200
+    with tarfile.open(fileobj=io.BytesIO(packed.content)) as opened:
+        names = opened.getnames()
+    assert "./home/sprite/file" in names and "./etc/passwd" in names
+    assert not [name for name in names if name.startswith(("./proc/", "./sys/", "./.sprite/checkpoints/", "./dev/"))]
+
+
 def test_a_sprite_without_tar_says_so(tar, sh):
     sh("sudo mv /usr/bin/tar /usr/bin/away; mkdir into")
     for method in ("GET", "PUT"):

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import threading
+import time
 
 import pytest
 import sprites
@@ -116,6 +117,41 @@ def test_a_public_url_is_for_everybody(site):
     assert (headers["x-forwarded-for"], headers["sprite-client-ip"], headers["x-forwarded-proto"]) == ("192.0.2.1, 127.0.0.1", "127.0.0.1", "http")
     site.auth("sprite")
     assert site.ask("GET", "/")[0] == 401
+
+
+def test_a_visitor_cannot_hide(site):
+    site.auth("public")
+    names = "sprite-client-ip, x-forwarded-for, x-forwarded-host, x-forwarded-proto, host, x-own"
+    headers = dict(json.loads(site.ask("GET", "/", headers={"Connection": names, "X-Own": "1"})[2])["headers"])
+    assert (headers["sprite-client-ip"], headers["x-forwarded-for"], headers["x-forwarded-proto"]) == ("127.0.0.1", "127.0.0.1", "http")
+    assert headers["host"] == headers["x-forwarded-host"] == site.host, "with its port, as a page's origin has it"
+    assert "x-own" not in headers
+
+
+def test_a_slow_change_of_another_setting_does_not_open_it_again(site):
+    site.auth("public")
+    body = b'{"url_settings":{"private_access":"admins"}}'
+    with socket.create_connection(("127.0.0.1", site.server.port)) as slow:
+        head = f"PUT /v1/sprites/{site.sprite.name} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {site.bearer}\r\nContent-Length: {len(body)}\r\n\r\n"
+        slow.sendall(head.encode() + body[:10])
+        time.sleep(0.3)
+        site.auth("sprite")
+        slow.sendall(body[10:])
+        assert slow.recv(4096).startswith(b"HTTP/1.1 200 ")
+    assert site.ask("GET", "/")[0] == 401
+    assert call(site.server, "GET", f"/v1/sprites/{site.sprite.name}").json()["url_settings"] == {"auth": "sprite", "private_access": "admins"}
+
+
+def test_who_waits_for_a_service_is_not_kept_for_ever(server, sprite, site):
+    site.auth("public")
+    path = f"/v1/sprites/{sprite.name}/services"
+    assert call(server, "PUT", f"{path}/never?duration=0s", json={"cmd": "/no/such"}).status_code == 200
+    body = {"cmd": "sleep", "args": ["1000"], "needs": ["never"]}
+    assert call(server, "PUT", f"{path}/waits?duration=0s", json=body).status_code == 200
+    assert call(server, "POST", f"{path}/web/stop").status_code == 200
+    started = time.monotonic()
+    assert site.ask("GET", "/")[0] == 502
+    assert time.monotonic() - started < 30
 
 
 def test_answers_stream_and_websockets_pass(site):

@@ -63,6 +63,8 @@ pub(crate) struct Agent {
     tasks: Tasks,
     /// The places of proxied connections.
     connections: Arc<Semaphore>,
+    /// The places of connections to the web server.
+    visitors: Arc<Semaphore>,
 }
 
 impl Agent {
@@ -88,6 +90,7 @@ impl Agent {
             services,
             tasks: Tasks::default(),
             connections: Arc::new(Semaphore::new(proxy::CONNECTIONS_MAX)),
+            visitors: Arc::new(Semaphore::new(web::VISITORS_MAX)),
         })
     }
 

@@ -151,13 +151,15 @@ impl Machine {
         self.sandbox.subscribe()
     }
 
-    /// Gives the machine a new identity.
+    /// Gives the machine a new identity. A machine that cannot have all of it ends: its policies must not be in force half.
     pub(crate) async fn assign(&self, identity: Identity) -> Result<(), MachineError> {
         let inside = self.inside().await?;
-        if let Err(error) = self.network.apply(&identity.network).await {
-            self.failed.notify_one();
-            return Err(MachineError::Network(error));
-        }
+        let taken = self.take(&inside, identity).await;
+        taken.inspect_err(|_| self.failed.notify_one())
+    }
+
+    async fn take(&self, inside: &Option<Inside>, identity: Identity) -> Result<(), MachineError> {
+        self.network.apply(&identity.network).await.map_err(MachineError::Network)?;
         if let Some(container) = inside.as_ref().and_then(|inside| inside.container.as_ref()) {
             container
                 .set_hostname(&identity.name)

@@ -235,7 +235,7 @@ async fn recover(orchestrator: Arc<Orchestrator>, stop: CancellationToken) {
     let contents = orchestrator.account().contents();
     let known = contents
         .all()
-        .map(|record| (record.volume, (record.id, disk(record), orchestrator.identity(record))))
+        .map(|record| (record.volume, (record.id, disk(record), orchestrator.who(record))))
         .collect();
     if let Some(Err(error)) = unless(&stop, orchestrator.worker().recover(known)).await {
         error!(error = &error as &dyn std::error::Error, "find what a crash cut off");

@@ -24,16 +24,20 @@ mod watch;
 
 use crate::{
     account::{Account, SpriteRecord},
-    worker::{Disk, Lease, Worker},
+    worker::{Disk, Lease, Who, Worker},
 };
-use api::{name::SpriteName, sprite::Durability};
+use api::{
+    name::SpriteName,
+    policy::{NetworkPolicy, PrivilegesPolicy, ResourcesPolicy},
+    sprite::Durability,
+};
 use axum::{
     Router,
     extract::State,
     http::{HeaderName, HeaderValue, StatusCode, Uri},
     middleware,
     response::{IntoResponse, Json, Response},
-    routing::{any, get, post},
+    routing::{MethodRouter, any, get, post},
 };
 use guest::protocol::Identity;
 use percent_encoding::percent_decode_str;
@@ -62,7 +66,7 @@ pub(crate) struct Orchestrator {
     /// The bucket's URL.
     bucket: String,
     /// How sprites' URLs end: `ORG.DOMAIN:PORT` follows the name and a hyphen.
-    authority: String,
+    authority: Arc<str>,
     idle_timeout_default: Duration,
     /// How long a destroyed sprite can be had back.
     undelete_window: Duration,
@@ -86,7 +90,7 @@ impl Orchestrator {
         undelete_window: Duration,
         stop: CancellationToken,
     ) -> Self {
-        let authority = format!("{}.localhost:{}", account.org_id(), address.port());
+        let authority = format!("{}.localhost:{}", account.org_id(), address.port()).into();
         Self {
             account,
             worker,
@@ -122,13 +126,23 @@ impl Orchestrator {
         self.tasks.wait().await;
     }
 
-    /// What a machine is told about its sprite.
-    pub(crate) fn identity(&self, record: &SpriteRecord) -> Identity {
+    /// What machines are told about the sprite of a record, which may have changed by then.
+    pub(crate) fn who(&self, record: &SpriteRecord) -> Who {
+        let (account, authority) = (self.account.clone(), self.authority.clone());
+        let record = record.clone();
+        Arc::new(move || {
+            let now = account.sprite(&record.name).filter(|now| now.id == record.id);
+            let record = now.as_deref().unwrap_or(&record);
+            Self::identity(&account, &authority, record)
+        })
+    }
+
+    fn identity(account: &Account, authority: &str, record: &SpriteRecord) -> Identity {
         Identity {
             id: record.id.to_string(),
             name: record.name.to_string(),
-            organization: self.account.org().to_string(),
-            url: self.url(&record.name),
+            organization: account.org().to_string(),
+            url: url_of(&record.name, authority),
             environment: record.environment.clone(),
             idle_timeout_seconds: record.idle_timeout_seconds,
             strict: record.durability == Durability::Strict,
@@ -140,7 +154,23 @@ impl Orchestrator {
     }
 
     fn url(&self, name: &SpriteName) -> String {
-        format!("http://{name}-{}", self.authority)
+        url_of(name, &self.authority)
+    }
+
+    /// Changes a sprite, and has a running one know; returns when both is done, and does both even if the caller goes away.
+    async fn change(
+        self: &Arc<Self>,
+        record: &SpriteRecord,
+        change: impl FnOnce(&mut SpriteRecord) + Send + 'static,
+    ) -> Result<Arc<SpriteRecord>, Refusal> {
+        let (orchestrator, name, id) = (self.clone(), record.name.clone(), record.id);
+        let work = async move {
+            let record = orchestrator.account.update(&name, id, change).await?;
+            orchestrator.worker.identify(id, orchestrator.who(&record)).await;
+            Ok::<_, Refusal>(record)
+        };
+        let unavailable = |error: tokio::task::JoinError| Refusal::unavailable(&error);
+        self.tasks.spawn(work).await.map_err(unavailable)?
     }
 
     /// The sprite that the path names.
@@ -151,23 +181,19 @@ impl Orchestrator {
     /// Wakes a sprite if it sleeps, and keeps it awake for as long as the lease lives.
     async fn lease(&self, record: &SpriteRecord) -> Result<Lease, Refusal> {
         let disk = disk(record);
-        let lease = self.worker.lease(record.id, &disk, self.identity(record));
-        let lease = match tokio::time::timeout(WAKE_WAIT_MAX, lease).await {
-            Ok(lease) => lease?,
+        let lease = self.worker.lease(record.id, &disk, self.who(record));
+        match tokio::time::timeout(WAKE_WAIT_MAX, lease).await {
+            Ok(lease) => Ok(lease?),
             Err(_) => {
                 let message = "the sprite did not wake in time";
-                return Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, message));
+                Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, message))
             }
-        };
-        // It may have been woken with what was true before a change that found nobody to tell.
-        if let Some(now) = self.account.sprite(&record.name)
-            && now.id == record.id
-            && now.policies != record.policies
-        {
-            self.worker.identify(record.id, self.identity(&now)).await?;
         }
-        Ok(lease)
     }
+}
+
+fn url_of(name: &SpriteName, authority: &str) -> String {
+    format!("http://{name}-{authority}")
 }
 
 /// The name in the path `/v1/sprites/NAME…`. Segments are decoded after splitting.
@@ -189,15 +215,12 @@ pub(crate) fn router(orchestrator: Arc<Orchestrator>) -> Router {
         .route("/v1/sprites/{name}/export", get(portable::export))
         .route("/v1/sprites/{name}/fork", post(fork::fork))
         .route("/v1/sprites/{name}/import", post(portable::import))
-        .route("/v1/sprites/{name}/policy/network", get(policy::network).post(policy::set_network))
         .route(
-            "/v1/sprites/{name}/policy/privileges",
-            get(policy::privileges).post(policy::set_privileges).delete(policy::reset_privileges),
+            "/v1/sprites/{name}/policy/network",
+            get(policy::show::<NetworkPolicy>).post(policy::set::<NetworkPolicy>),
         )
-        .route(
-            "/v1/sprites/{name}/policy/resources",
-            get(policy::resources).post(policy::set_resources).delete(policy::reset_resources),
-        )
+        .route("/v1/sprites/{name}/policy/privileges", policy_routes::<PrivilegesPolicy>())
+        .route("/v1/sprites/{name}/policy/resources", policy_routes::<ResourcesPolicy>())
         .route("/v1/sprites/{name}/undelete", post(undelete::undelete))
         .route("/v1/sprites/{name}/{*rest}", any(proxy::proxy))
         .layer(middleware::map_response(version));
@@ -213,6 +236,10 @@ pub(crate) fn router(orchestrator: Arc<Orchestrator>) -> Router {
         .layer(middleware::from_fn_with_state(orchestrator.clone(), auth::authenticate))
         .layer(middleware::from_fn_with_state(orchestrator.clone(), url::divert))
         .with_state(orchestrator)
+}
+
+fn policy_routes<K: policy::Kind>() -> MethodRouter<Arc<Orchestrator>> {
+    get(policy::show::<K>).post(policy::set::<K>).delete(policy::reset::<K>)
 }
 
 async fn show(

@@ -49,7 +49,7 @@ pub(crate) use agent::{Agent, AgentError};
 pub(crate) use blank::blank_volume;
 pub(crate) use machine::{BootError, Disk};
 pub(crate) use portable::{Departing, PortableError};
-pub(crate) use sprite::{Lease, WakeError};
+pub(crate) use sprite::{Lease, WakeError, Who};
 
 /// How many transitions may wait to be recorded. More are dropped: they are dates for people.
 const TRANSITIONS_WAITING_MAX: usize = 4096;
@@ -191,16 +191,16 @@ impl Worker {
     /// what only this host has into the bucket, or it has none and is removed.
     pub(crate) async fn recover(
         &self,
-        sprites: BTreeMap<VolumeId, (SpriteId, Disk, Identity)>,
+        sprites: BTreeMap<VolumeId, (SpriteId, Disk, Who)>,
     ) -> io::Result<()> {
         let mut work = JoinSet::new();
         for volume in self.site.unsettled.all()? {
             match sprites.get(&volume) {
-                Some((id, disk, identity)) => {
-                    let (sprite, identity) = (self.sprite(*id, disk), identity.clone());
-                    info!(%volume, sprite = identity.name, "wake a sprite that a crash cut off");
+                Some((id, disk, who)) => {
+                    let (sprite, who) = (self.sprite(*id, disk), who.clone());
+                    info!(%volume, sprite = %id, "wake a sprite that a crash cut off");
                     work.spawn(async move {
-                        if let Err(error) = sprite.lease(identity).await {
+                        if let Err(error) = sprite.lease(who).await {
                             warn!(%volume, error = &error as &dyn std::error::Error, "a sprite that a crash cut off did not wake");
                         }
                     });
@@ -267,24 +267,19 @@ impl Worker {
         &self,
         id: SpriteId,
         disk: &Disk,
-        identity: Identity,
+        who: Who,
     ) -> Result<Lease, WakeError> {
         if self.stop.is_cancelled() {
             return Err(WakeError::Stopping);
         }
-        self.sprite(id, disk).lease(identity).await
+        self.sprite(id, disk).lease(who).await
     }
 
     /// Tells a running sprite what has changed about it; returns when that is in force.
-    pub(crate) async fn identify(
-        &self,
-        id: SpriteId,
-        identity: Identity,
-    ) -> Result<(), AgentError> {
+    pub(crate) async fn identify(&self, id: SpriteId, who: Who) {
         let sprite = self.sprites.lock().expect("no panic while held").get(&id).cloned();
-        match sprite {
-            Some(sprite) => sprite.identify(identity).await,
-            None => Ok(()),
+        if let Some(sprite) = sprite {
+            sprite.identify(who).await;
         }
     }
 

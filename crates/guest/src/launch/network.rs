@@ -30,10 +30,12 @@ const MACHINE_LINK: &str = "02:00:0a:00:00:01";
 pub(super) fn connect(network: &Network, machine: Pid) -> io::Result<()> {
     let Network { interface, address } = network;
     let pid = machine.as_raw_nonzero();
+    // Either end knows the other. Nobody may be asked: a host that answers for others would let around the routes of a policy.
     // Without an address of version 6 the host's end says nothing in it.
     ip(&format!(
         "link add name {interface} address {HOST_LINK} type veth \
             peer name {INTERFACE} address {MACHINE_LINK} netns {pid}\n\
+         link set dev {interface} arp off\n\
          link set dev {interface} addrgenmode none\n\
          link set dev {interface} up\n\
          neighbour replace {address} lladdr {MACHINE_LINK} dev {interface} nud permanent\n\
@@ -53,6 +55,7 @@ pub(super) fn configure(network: &Network) -> io::Result<()> {
          address add {RESOLVER}/32 dev lo\n\
          address add {address}/32 dev {INTERFACE}\n\
          address add {INSIDE}/32 dev {INTERFACE}\n\
+         link set dev {INTERFACE} arp off\n\
          link set dev {INTERFACE} up\n\
          neighbour replace {ROUTER} lladdr {HOST_LINK} dev {INTERFACE} nud permanent\n\
          route add {ROUTER}/32 dev {INTERFACE}\n\

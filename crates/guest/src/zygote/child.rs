@@ -10,7 +10,7 @@ use crate::{
     sys,
 };
 use rustix::{
-    fs::{Access, AtFlags, CWD, Mode},
+    fs::{Access, AtFlags, CWD, FileType, Mode, OFlags},
     process::{DumpableBehavior, Gid, Resource, Rlimit, Uid},
     pty::OpenptFlags,
 };
@@ -182,16 +182,19 @@ fn groups_of(name: &str, gid: u32) -> Vec<Gid> {
     groups
 }
 
-/// Reads what there is; the file is the user's, so it may be anything, even a pipe that never ends. That would hold up
-/// this process only.
+/// Reads what there is; the file is the user's, so it may be anything. A pipe would hold up this process, and who waits for it.
 fn read_accounts(path: &str) -> String {
-    let mut bytes = Vec::new();
-    let read =
-        fs::File::open(path).and_then(|file| file.take(ACCOUNTS_BYTES_MAX).read_to_end(&mut bytes));
-    if read.is_err() {
-        bytes.clear();
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+    let read = || -> io::Result<Vec<u8>> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty())?;
+        if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut bytes = Vec::new();
+        fs::File::from(file).take(ACCOUNTS_BYTES_MAX).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
 }
 
 /// Opens the other side of the terminal, gives it to the user, and makes it the session's.

@@ -166,7 +166,11 @@ const X32: i64 = 0x4000_0000;
 /// The number of `kexec_load` in that interface, one of the few that differ.
 const X32_KEXEC_LOAD: i64 = X32 + 528;
 
-fn filters() -> io::Result<[BpfProgram; 2]> {
+/// Kinds of sockets that are not refused. Others know no routes, no rules and some not even network namespaces, as those
+/// between a virtual machine and its host.
+const SOCKETS: [libc::c_int; 4] = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_UNIX];
+
+fn filters() -> io::Result<[BpfProgram; 3]> {
     let mut refused = BTreeMap::new();
     for number in DENIED.iter().flat_map(|(numbers, _)| numbers.iter()) {
         refused.insert(*number, Vec::new());
@@ -185,7 +189,28 @@ fn filters() -> io::Result<[BpfProgram; 2]> {
     // A filter cannot look into the structure that `clone3` is given. C libraries fall back to `clone` on ENOSYS.
     let absent =
         BTreeMap::from([(libc::SYS_clone3, Vec::new()), (libc::SYS_clone3 | X32, Vec::new())]);
-    Ok([compile(refused, libc::EPERM)?, compile(absent, libc::ENOSYS)?])
+    let other = none_of(&SOCKETS)?;
+    let sockets = [libc::SYS_socket, libc::SYS_socketpair]
+        .into_iter()
+        .flat_map(|number| [number, number | X32])
+        .map(|number| (number, vec![other.clone()]))
+        .collect();
+    Ok([
+        compile(refused, libc::EPERM)?,
+        compile(absent, libc::ENOSYS)?,
+        compile(sockets, libc::EAFNOSUPPORT)?,
+    ])
+}
+
+/// A rule that matches if the first argument, a number, is none of these.
+fn none_of(numbers: &[libc::c_int]) -> io::Result<SeccompRule> {
+    let differs = |number: &libc::c_int| {
+        let number = u64::from(number.unsigned_abs());
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, number)
+    };
+    let differs =
+        numbers.iter().map(differs).collect::<Result<_, _>>().map_err(io::Error::other)?;
+    SeccompRule::new(differs).map_err(io::Error::other)
 }
 
 /// Rules of which one matches if the first argument has one of the flags.

@@ -1,11 +1,15 @@
 //! `puck policy`: what a sprite may reach and use.
 
-use crate::{context::Context, exit::Exit, output};
+use crate::{client::Client, context::Context, exit::Exit, output};
 use anyhow::Context as _;
-use api::policy::{
-    Action, Domain, MemoryPolicy, NetworkPolicy, NetworkRule, PrivilegesPolicy, Profile,
-    ResourcesPolicy,
+use api::{
+    name::SpriteName,
+    policy::{
+        Action, Domain, MemoryPolicy, NetworkPolicy, NetworkRule, PrivilegesPolicy, Profile,
+        ResourcesPolicy,
+    },
 };
+use serde::{Serialize, de::DeserializeOwned};
 
 /// See and set what a sprite may reach and use
 ///
@@ -79,6 +83,17 @@ struct Privileges {
     reset: bool,
 }
 
+impl Memory {
+    /// What is asked for; `None` if nothing is.
+    fn policy(&self) -> Option<ResourcesPolicy> {
+        let memory = self.limit_mb.map(|limit_mb| {
+            let autoscale = self.autoscale;
+            MemoryPolicy { limit_mb, autoscale }
+        });
+        (self.reset || memory.is_some()).then_some(ResourcesPolicy { memory })
+    }
+}
+
 impl Privileges {
     /// What is asked for; `None` if nothing is.
     fn policy(&self) -> Option<PrivilegesPolicy> {
@@ -107,43 +122,35 @@ impl Policy {
         let client = context.client()?;
         let sprite = context.sprite()?;
         match &self.command {
-            PolicyCommand::Network(network) => match network.policy() {
-                Some(policy) => client
-                    .set_policy(&sprite, "network", &policy)
-                    .await
-                    .with_context(|| format!("set the network policy of {sprite}"))?,
-                None => {
-                    let policy: NetworkPolicy = client.policy(&sprite, "network").await?;
-                    output::print(&output::json(&policy)?)?;
-                }
-            },
-            PolicyCommand::Memory(memory) => {
-                let limit = memory.limit_mb.map(|limit_mb| {
-                    let autoscale = memory.autoscale;
-                    ResourcesPolicy { memory: Some(MemoryPolicy { limit_mb, autoscale }) }
-                });
-                match limit.or(memory.reset.then(ResourcesPolicy::default)) {
-                    Some(policy) => client
-                        .set_policy(&sprite, "resources", &policy)
-                        .await
-                        .with_context(|| format!("set the memory of {sprite}"))?,
-                    None => {
-                        let policy: ResourcesPolicy = client.policy(&sprite, "resources").await?;
-                        output::print(&output::json(&policy)?)?;
-                    }
-                }
+            PolicyCommand::Network(network) => {
+                show_or_set(&client, &sprite, "network", network.policy()).await?;
             }
-            PolicyCommand::Privileges(privileges) => match privileges.policy() {
-                Some(policy) => client
-                    .set_policy(&sprite, "privileges", &policy)
-                    .await
-                    .with_context(|| format!("set the privileges of {sprite}"))?,
-                None => {
-                    let policy: PrivilegesPolicy = client.policy(&sprite, "privileges").await?;
-                    output::print(&output::json(&policy)?)?;
-                }
-            },
+            PolicyCommand::Memory(memory) => {
+                show_or_set(&client, &sprite, "resources", memory.policy()).await?;
+            }
+            PolicyCommand::Privileges(privileges) => {
+                show_or_set(&client, &sprite, "privileges", privileges.policy()).await?;
+            }
         }
         Ok(Exit::SUCCESS)
+    }
+}
+
+/// Sets a policy, or without one shows what it is.
+async fn show_or_set<P: Serialize + DeserializeOwned + Sync>(
+    client: &Client,
+    sprite: &SpriteName,
+    kind: &str,
+    policy: Option<P>,
+) -> anyhow::Result<()> {
+    match policy {
+        Some(policy) => client
+            .set_policy(sprite, kind, &policy)
+            .await
+            .with_context(|| format!("set the {kind} policy of {sprite}")),
+        None => {
+            let policy: P = client.policy(sprite, kind).await?;
+            Ok(output::print(&output::json(&policy)?)?)
+        }
     }
 }

@@ -16,10 +16,16 @@ use guest::protocol::WEB;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use std::{io, sync::Arc, time::Duration};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 
 /// Where a sprite without a service that says otherwise has its web server.
 const PORT: u16 = 8080;
+
+/// The most connections at once. They have places of their own, or visitors could keep the owner's connections out.
+pub(super) const VISITORS_MAX: usize = 1024;
+
+/// How long it may take until the web server is connected, with all waiting for services.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long after its start a service may still be about to open its port.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -40,14 +46,18 @@ async fn open(State(agent): State<Arc<Agent>>, mut request: Request) -> Result<R
         .extensions_mut()
         .remove::<OnUpgrade>()
         .ok_or_else(|| Refusal::new(StatusCode::UPGRADE_REQUIRED, "this route is a connection"))?;
-    let Ok(place) = Arc::clone(&agent.connections).try_acquire_owned() else {
-        let message = format!("more than {} connections to one sprite", proxy::CONNECTIONS_MAX);
+    let Ok(place) = Arc::clone(&agent.visitors).try_acquire_owned() else {
+        let message = format!("more than {VISITORS_MAX} requests to one sprite");
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message));
     };
     let (_, mut withdrawal) = agent.sandbox().await?;
     let port = agent.services.http_port().await.unwrap_or(PORT);
     let hold = agent.activity.hold(format!("connection to port {port}"));
-    let mut stream = connect(&agent, port).await.map_err(|error| {
+    let connected = match timeout(CONNECT_TIMEOUT, connect(&agent, port)).await {
+        Ok(connected) => connected,
+        Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
+    };
+    let mut stream = connected.map_err(|error| {
         let message = format!("nothing answers on port {port} of the sprite: {error}");
         Refusal::new(StatusCode::BAD_GATEWAY, message)
     })?;

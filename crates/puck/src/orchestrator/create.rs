@@ -106,7 +106,7 @@ impl Draft {
         let mut errors = Vec::new();
         let mut url_settings = UrlSettings::default();
         if let Some(settings) = &asked.url_settings {
-            update::url_settings(settings, &mut url_settings, &mut errors);
+            update::url_settings(settings, &mut errors)(&mut url_settings);
         }
         let labels = asked.labels.unwrap_or_default();
         update::check_labels(&labels, &mut errors);
@@ -191,13 +191,17 @@ impl Orchestrator {
             last_warming_at: None,
             destroyed_at: None,
         };
-        let identity = self.identity(&record);
+        let identity = Self::identity(&self.account, &self.authority, &record);
         let (created, identified) =
             tokio::join!(self.account.create(record), empty.identify(&identity));
         match (created, identified) {
             (Ok(record), Ok(())) => {
                 info!(sprite = %record.name, volume = %record.volume, "sprite created");
                 self.worker.adopt(record.id, empty);
+                // A change may have come since, and found nobody to tell.
+                if self.account.sprite(&record.name).is_none_or(|now| *now != *record) {
+                    self.worker.identify(record.id, self.who(&record)).await;
+                }
                 Ok(record)
             }
             (Ok(record), Err(failure)) => {

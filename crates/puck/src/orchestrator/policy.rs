@@ -15,78 +15,74 @@ use axum::{
 };
 use guest::protocol::{DomainRule, Privileges};
 use jiff::Timestamp;
+use serde::{Serialize, de::DeserializeOwned};
 use std::{collections::BTreeMap, sync::Arc};
 
-pub(super) async fn network(
-    State(orchestrator): State<Arc<Orchestrator>>,
-    uri: Uri,
-) -> Result<Json<NetworkPolicy>, Refusal> {
-    Ok(Json(orchestrator.find(&uri)?.policies.network.clone()))
+/// One kind of policy, by its place among a sprite's.
+pub(super) trait Kind:
+    Clone + Default + Serialize + DeserializeOwned + Send + 'static
+{
+    fn of(policies: &mut Policies) -> &mut Self;
 }
 
-pub(super) async fn set_network(
+impl Kind for NetworkPolicy {
+    fn of(policies: &mut Policies) -> &mut Self {
+        &mut policies.network
+    }
+}
+
+impl Kind for PrivilegesPolicy {
+    fn of(policies: &mut Policies) -> &mut Self {
+        &mut policies.privileges
+    }
+}
+
+impl Kind for ResourcesPolicy {
+    fn of(policies: &mut Policies) -> &mut Self {
+        &mut policies.resources
+    }
+}
+
+pub(super) async fn show<K: Kind>(
+    State(orchestrator): State<Arc<Orchestrator>>,
+    uri: Uri,
+) -> Result<Json<K>, Refusal> {
+    let mut policies = orchestrator.find(&uri)?.policies.clone();
+    Ok(Json(std::mem::take(K::of(&mut policies))))
+}
+
+pub(super) async fn set<K: Kind>(
     State(orchestrator): State<Arc<Orchestrator>>,
     uri: Uri,
     body: Body,
 ) -> Result<StatusCode, Refusal> {
     let record = orchestrator.find(&uri)?;
-    let network: NetworkPolicy = refusal::parse(&read(body).await?)?;
-    let policies = Policies { network, ..record.policies.clone() };
+    let policy: K = refusal::parse(&read(body).await?)?;
+    let mut policies = record.policies.clone();
+    *K::of(&mut policies) = policy.clone();
     check(&orchestrator, &policies)?;
-    orchestrator.set(&record, move |now| now.network = policies.network).await
+    replace(&orchestrator, &record, policy).await
 }
 
-pub(super) async fn resources(
-    State(orchestrator): State<Arc<Orchestrator>>,
-    uri: Uri,
-) -> Result<Json<ResourcesPolicy>, Refusal> {
-    Ok(Json(orchestrator.find(&uri)?.policies.resources))
-}
-
-pub(super) async fn set_resources(
-    State(orchestrator): State<Arc<Orchestrator>>,
-    uri: Uri,
-    body: Body,
-) -> Result<StatusCode, Refusal> {
-    let record = orchestrator.find(&uri)?;
-    let resources: ResourcesPolicy = refusal::parse(&read(body).await?)?;
-    check(&orchestrator, &Policies { resources, ..record.policies.clone() })?;
-    orchestrator.set(&record, move |now| now.resources = resources).await
-}
-
-pub(super) async fn reset_resources(
+pub(super) async fn reset<K: Kind>(
     State(orchestrator): State<Arc<Orchestrator>>,
     uri: Uri,
 ) -> Result<StatusCode, Refusal> {
     let record = orchestrator.find(&uri)?;
-    orchestrator.set(&record, |now| now.resources = ResourcesPolicy::default()).await
+    replace(&orchestrator, &record, K::default()).await
 }
 
-pub(super) async fn privileges(
-    State(orchestrator): State<Arc<Orchestrator>>,
-    uri: Uri,
-) -> Result<Json<PrivilegesPolicy>, Refusal> {
-    Ok(Json(orchestrator.find(&uri)?.policies.privileges.clone()))
-}
-
-pub(super) async fn set_privileges(
-    State(orchestrator): State<Arc<Orchestrator>>,
-    uri: Uri,
-    body: Body,
+async fn replace<K: Kind>(
+    orchestrator: &Arc<Orchestrator>,
+    record: &SpriteRecord,
+    policy: K,
 ) -> Result<StatusCode, Refusal> {
-    let record = orchestrator.find(&uri)?;
-    let privileges: PrivilegesPolicy = refusal::parse(&read(body).await?)?;
-    let policies = Policies { privileges, ..record.policies.clone() };
-    check(&orchestrator, &policies)?;
-    orchestrator.set(&record, move |now| now.privileges = policies.privileges).await
-}
-
-pub(super) async fn reset_privileges(
-    State(orchestrator): State<Arc<Orchestrator>>,
-    uri: Uri,
-) -> Result<StatusCode, Refusal> {
-    let record = orchestrator.find(&uri)?;
-    orchestrator.set(&record, |now| now.privileges = PrivilegesPolicy::default()).await
+    let change = move |record: &mut SpriteRecord| {
+        *K::of(&mut record.policies) = policy;
+        record.updated_at = Timestamp::now();
+    };
+    orchestrator.change(record, change).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Refuses policies that are too large, or cannot be enforced here.
@@ -111,22 +107,6 @@ pub(super) fn check(orchestrator: &Orchestrator, policies: &Policies) -> Result<
         return Err(Refusal::invalid(vec![message]));
     }
     Ok(())
-}
-
-impl Orchestrator {
-    async fn set(
-        &self,
-        record: &SpriteRecord,
-        change: impl FnOnce(&mut Policies) + Send + 'static,
-    ) -> Result<StatusCode, Refusal> {
-        let change = move |record: &mut SpriteRecord| {
-            change(&mut record.policies);
-            record.updated_at = Timestamp::now();
-        };
-        let record = self.account.update(&record.name, record.id, change).await?;
-        self.worker.identify(record.id, self.identity(&record)).await?;
-        Ok(StatusCode::NO_CONTENT)
-    }
 }
 
 /// The rules as an agent takes them: every pattern written out.

@@ -131,7 +131,7 @@ pub(super) async fn pass<K: Send + Unpin + 'static>(
     for name in terms.withheld {
         request.headers_mut().remove(name);
     }
-    let forwarded = forward(request, upgrade.as_ref());
+    let forwarded = forward(request);
     let mut response = match agent.send_request(forwarded).await {
         Ok(response) => response,
         // The client has gone in the middle of what it sent, or sends what it did not announce.
@@ -167,10 +167,9 @@ pub(super) async fn pass<K: Send + Unpin + 'static>(
 }
 
 /// The request as the agent gets it.
-fn forward(request: Request, upgrade: Option<&HeaderValue>) -> Request {
+fn forward(request: Request) -> Request {
     let (mut parts, body) = request.into_parts();
-    strip(&mut parts.headers);
-    restore_upgrade(&mut parts.headers, upgrade);
+    end_hop(&mut parts.headers);
     // The agent is asked for a path and not for a host.
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     parts.uri = path.parse().unwrap_or_default();
@@ -197,9 +196,18 @@ fn strip(headers: &mut HeaderMap) {
         .flat_map(|value| value.split(','))
         .filter_map(|token| token.trim().parse().ok())
         .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
+    // Whom a request is for is never for one hop alone.
+    let named = named.iter().filter(|name| **name != header::HOST);
+    for name in named.chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
+}
+
+/// Removes from a request what was for the hop to here alone, but for the upgrade that it asks for.
+pub(super) fn end_hop(headers: &mut HeaderMap) {
+    let upgrade = requested_upgrade(headers);
+    strip(headers);
+    restore_upgrade(headers, upgrade.as_ref());
 }
 
 fn restore_upgrade(headers: &mut HeaderMap, upgrade: Option<&HeaderValue>) {

@@ -25,10 +25,7 @@ pub(super) async fn update(
     let record = orchestrator.find(&uri)?;
     let asked: UpdateSprite = refusal::parse(&read(body).await?)?;
     let mut errors = Vec::new();
-    let mut settings = record.url_settings;
-    if let Some(asked) = &asked.url_settings {
-        url_settings(asked, &mut settings, &mut errors);
-    }
+    let url_change = asked.url_settings.as_ref().map(|asked| url_settings(asked, &mut errors));
     let labels = if asked.clear_labels == Some(true) { Some(Vec::new()) } else { asked.labels };
     check_labels(labels.as_deref().unwrap_or_default(), &mut errors);
     if let Some(seconds) = asked.idle_timeout_seconds {
@@ -38,11 +35,10 @@ pub(super) async fn update(
     if !errors.is_empty() {
         return Err(Refusal::invalid(errors));
     }
-    let set_url = asked.url_settings.is_some();
     let idle_timeout_seconds = asked.idle_timeout_seconds;
     let change = move |record: &mut crate::account::SpriteRecord| {
-        if set_url {
-            record.url_settings = settings;
+        if let Some(change) = url_change {
+            change(&mut record.url_settings);
         }
         if let Some(labels) = labels {
             record.labels = labels;
@@ -55,32 +51,37 @@ pub(super) async fn update(
         }
         record.updated_at = Timestamp::now();
     };
-    let record = orchestrator.account.update(&record.name, record.id, change).await?;
-    if idle_timeout_seconds.is_some() || durability.is_some() {
-        orchestrator.worker.identify(record.id, orchestrator.identity(&record)).await?;
-    }
+    let record = orchestrator.change(&record, change).await?;
     Ok(Json(view::sprite(&orchestrator, &record)).into_response())
 }
 
-/// Applies URL settings that are right, and tells what is wrong of the others.
+/// What to change of URL settings: what was asked for and nothing else, since others may have changed the rest meanwhile. Tells what
+/// is wrong.
 pub(super) fn url_settings(
     asked: &UpdateUrlSettings,
-    settings: &mut UrlSettings,
     errors: &mut Vec<String>,
-) {
-    match asked.auth.as_deref() {
-        None => {}
-        Some("sprite") => settings.auth = UrlAuth::Sprite,
-        Some("public") => settings.auth = UrlAuth::Public,
-        Some(_) => errors.push("invalid auth type, must be one of: sprite, public".to_owned()),
-    }
-    match asked.private_access.as_deref() {
-        None => {}
-        Some("admins") => settings.private_access = Some(PrivateAccess::Admins),
-        Some("org_users") => settings.private_access = Some(PrivateAccess::OrgUsers),
+) -> impl FnOnce(&mut UrlSettings) + Send + 'static {
+    let auth = match asked.auth.as_deref() {
+        None => None,
+        Some("sprite") => Some(UrlAuth::Sprite),
+        Some("public") => Some(UrlAuth::Public),
+        Some(_) => {
+            errors.push("invalid auth type, must be one of: sprite, public".to_owned());
+            None
+        }
+    };
+    let private_access = match asked.private_access.as_deref() {
+        None => None,
+        Some("admins") => Some(PrivateAccess::Admins),
+        Some("org_users") => Some(PrivateAccess::OrgUsers),
         Some(_) => {
             errors.push("invalid private access, must be one of: admins, org_users".to_owned());
+            None
         }
+    };
+    move |settings| {
+        settings.auth = auth.unwrap_or(settings.auth);
+        settings.private_access = private_access.or(settings.private_access);
     }
 }
 

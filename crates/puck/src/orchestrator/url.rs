@@ -8,7 +8,7 @@
 
 use super::{
     Orchestrator, Refusal, auth,
-    proxy::{Terms, pass, reach},
+    proxy::{Terms, end_hop, pass, reach},
 };
 use crate::worker::AgentError;
 use api::{name::SpriteName, sprite::UrlAuth};
@@ -44,11 +44,11 @@ pub(super) async fn divert(
     request: Request,
     next: Next,
 ) -> Response {
-    match host(&request) {
-        Ok(host) => match orchestrator.sprite_host(&host) {
+    match authority(&request) {
+        Ok(authority) => match orchestrator.sprite_host(without_port(&authority)) {
             Host::Api => next.run(request).await,
             Host::Sprite(name) => {
-                let answer = serve(&orchestrator, name.as_ref(), &host, request).await;
+                let answer = serve(&orchestrator, name.as_ref(), &authority, request).await;
                 answer.unwrap_or_else(IntoResponse::into_response)
             }
         },
@@ -82,8 +82,8 @@ fn parse_host(host: &str, domain: &str) -> Host {
     Host::Sprite(name.filter(|_| !label.contains('.')).and_then(|name| name.parse().ok()))
 }
 
-/// The host that is asked for, in lower case and without its port; empty if none is named, as in the oldest HTTP.
-fn host(request: &Request) -> Result<String, Refusal> {
+/// The host and port that are asked for, in lower case; empty if none is named, as in the oldest HTTP.
+fn authority(request: &Request) -> Result<String, Refusal> {
     let invalid = || Refusal::new(StatusCode::BAD_REQUEST, "invalid host");
     let mut named = request.headers().get_all(header::HOST).iter();
     let text = match (request.uri().authority(), named.next(), named.next()) {
@@ -93,17 +93,21 @@ fn host(request: &Request) -> Result<String, Refusal> {
         (None, Some(host), None) => host.to_str().map_err(|_| invalid())?,
         (None, None, None) => "",
     };
-    let host = match text.rsplit_once(':') {
+    Ok(text.to_ascii_lowercase())
+}
+
+fn without_port(authority: &str) -> &str {
+    let host = match authority.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-        _ => text,
+        _ => authority,
     };
-    Ok(host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase())
+    host.strip_suffix('.').unwrap_or(host)
 }
 
 async fn serve(
     orchestrator: &Orchestrator,
     name: Option<&SpriteName>,
-    host: &str,
+    authority: &str,
     mut request: Request,
 ) -> Result<Response, Refusal> {
     if request.method() == Method::CONNECT {
@@ -121,7 +125,9 @@ async fn serve(
     }
     let record = record.ok_or_else(Refusal::no_sprite)?;
     let client = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|client| client.0);
-    tell_origin(request.headers_mut(), host, client);
+    // First, or a client could name what is added here among what is for this hop alone.
+    end_hop(request.headers_mut());
+    tell_origin(request.headers_mut(), authority, client);
     let (lease, agent) = reach(orchestrator, &record).await?;
     let server = connect(agent).await?;
     let terms = Terms {
@@ -146,14 +152,14 @@ fn ask_for_login() -> Response {
 }
 
 /// Says who asked for what. Only the list of all that passed the request on may have come with it.
-fn tell_origin(headers: &mut HeaderMap, host: &str, client: Option<SocketAddr>) {
+fn tell_origin(headers: &mut HeaderMap, authority: &str, client: Option<SocketAddr>) {
     let client = client.map(|client| client.ip().to_string());
     let passed = headers.get_all(&FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
     let list = passed.chain(client.as_deref()).collect::<Vec<_>>().join(", ");
     for (name, text) in [
         (CLIENT, client.as_deref().unwrap_or_default()),
         (FORWARDED_FOR, &list),
-        (FORWARDED_HOST, host),
+        (FORWARDED_HOST, authority),
         (FORWARDED_PROTO, "http"),
     ] {
         match HeaderValue::from_str(text).ok().filter(|value| !value.is_empty()) {
@@ -195,7 +201,7 @@ async fn connect(mut agent: SendRequest<Body>) -> Result<SendRequest<Body>, Refu
 
 #[cfg(test)]
 mod tests {
-    use super::{FORWARDED_FOR, Host, host, parse_host, tell_origin};
+    use super::{FORWARDED_FOR, Host, authority, parse_host, tell_origin, without_port};
     use axum::{
         body::Body,
         extract::Request,
@@ -231,7 +237,7 @@ mod tests {
             for text in hosts {
                 request.headers_mut().append(header::HOST, text.parse().expect("a value"));
             }
-            host(&request).ok()
+            authority(&request).ok().map(|authority| without_port(&authority).to_owned())
         };
         assert_eq!(of(&["Web-AB2C.localhost.:7000"]).as_deref(), Some("web-ab2c.localhost"));
         assert_eq!(of(&["[::1]:80"]).as_deref(), Some("[::1]"));

@@ -12,7 +12,7 @@
 //! the reason, and the next call tries again.
 
 use super::{
-    agent::{Agent, AgentError},
+    agent::Agent,
     machine::{BootError, Disk, Ended, Happening, Machine, Purpose},
     site::Site,
 };
@@ -77,9 +77,13 @@ pub(super) enum Notice {
     Fenced,
 }
 
+/// Says who a sprite is at the moment it is asked. A machine is told what holds when its turn comes, and not what held when somebody
+/// asked for it: two changes at once cannot reach it in the wrong order.
+pub(crate) type Who = Arc<dyn Fn() -> Identity + Send + Sync>;
+
 pub(super) enum Command {
-    Lease(Box<Identity>, oneshot::Sender<Result<Lease, WakeError>>),
-    Identify(Box<Identity>, oneshot::Sender<Result<(), AgentError>>),
+    Lease(Who, oneshot::Sender<Result<Lease, WakeError>>),
+    Identify(Who, oneshot::Sender<()>),
     /// Put to sleep, and remove what is local; answered when that is done or has failed.
     Retire(oneshot::Sender<()>),
     /// Put to sleep and stay so.
@@ -133,19 +137,18 @@ impl Sprite {
     }
 
     /// Wakes the sprite if it sleeps and keeps it awake for as long as the lease lives.
-    pub(super) async fn lease(&self, identity: Identity) -> Result<Lease, WakeError> {
+    pub(super) async fn lease(&self, who: Who) -> Result<Lease, WakeError> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Lease(Box::new(identity), reply);
-        self.commands.send(command).await.map_err(|_| self.gone())?;
+        self.commands.send(Command::Lease(who, reply)).await.map_err(|_| self.gone())?;
         answer.await.map_err(|_| self.gone())?
     }
 
-    /// Tells a running sprite what has changed about it; returns when that is in force.
-    pub(super) async fn identify(&self, identity: Identity) -> Result<(), AgentError> {
+    /// Tells a running sprite what has changed about it; returns when that is in force. A machine that does not take it ends.
+    pub(super) async fn identify(&self, who: Who) {
         let (reply, answer) = oneshot::channel();
         // A sprite that is gone or cold has nobody to tell: its next wake brings the identity.
-        drop(self.commands.send(Command::Identify(Box::new(identity), reply)).await);
-        answer.await.unwrap_or(Ok(()))
+        drop(self.commands.send(Command::Identify(who, reply)).await);
+        drop(answer.await);
     }
 
     /// Puts the sprite to sleep for good.
@@ -234,18 +237,11 @@ impl Task {
         waiting: &mut mpsc::Receiver<Command>,
     ) -> ControlFlow<()> {
         match command {
-            Command::Lease(identity, reply) => self.lease(*identity, reply, waiting).await,
-            Command::Identify(identity, reply) => {
-                let told = match &self.machine {
-                    Some(machine) => machine.agent().identify(&identity).await,
-                    None => Ok(()),
-                };
-                if let Err(error) = &told {
-                    let error = error as &dyn std::error::Error;
-                    warn!(volume = %self.disk.volume, error, "tell a sprite its settings");
-                }
+            Command::Lease(who, reply) => self.lease(&who, reply, waiting).await,
+            Command::Identify(who, reply) => {
+                self.identify(&who).await;
                 // Whoever asked may have gone.
-                let _ = reply.send(told);
+                let _ = reply.send(());
             }
             Command::Retire(reply) => {
                 self.sleep().await;
@@ -272,9 +268,21 @@ impl Task {
         ControlFlow::Continue(())
     }
 
+    /// Policies must not stay as they were in a machine that cannot take new ones.
+    async fn identify(&mut self, who: &Who) {
+        let Some(machine) = &self.machine else { return };
+        let Err(error) = machine.agent().identify(&who()).await else { return };
+        warn!(volume = %self.disk.volume, error = &error as &dyn std::error::Error, "a machine does not take its settings and ends; the next call wakes its sprite with them");
+        if let Some(machine) = self.machine.take() {
+            machine.kill().await;
+        }
+        self.awake.send_replace(None);
+        (self.notices)(Notice::Slept);
+    }
+
     async fn lease(
         &mut self,
-        identity: Identity,
+        who: &Who,
         reply: oneshot::Sender<Result<Lease, WakeError>>,
         waiting: &mut mpsc::Receiver<Command>,
     ) {
@@ -283,7 +291,7 @@ impl Task {
             return;
         }
         if self.machine.is_none()
-            && let Err(failure) = self.wake(identity).await
+            && let Err(failure) = self.wake(who()).await
         {
             drop(reply.send(Err(failure.clone())));
             self.refuse_waiting(&failure, waiting).await;

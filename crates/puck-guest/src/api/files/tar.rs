@@ -49,7 +49,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// The exit code of `tar` when a file changed while it was read: the archive is whole all the same.
 const CHANGED: u8 = 1;
 
-/// `tar` at work.
+/// `tar` at work. It stays on the disk that it begins on: what is mounted there, such as `/proc` and checkpoints, is no part of a tree.
 struct Tar {
     process: Arc<dyn crate::api::sandbox::Process>,
     stdin: Option<pipe::Sender>,
@@ -71,7 +71,7 @@ pub(super) async fn pack(
     })
     .await?;
     let (dir, name) = path.split().unwrap_or(("/", "."));
-    let arguments = ["--create", "--file=-", "--directory", dir, "--", name];
+    let arguments = ["--create", "--one-file-system", "--file=-", "--directory", dir, "--", name];
     let tar = Tar::start(&agent, actor, &arguments, false).await?;
     let (tx, rx) = mpsc::channel(1);
     tokio::spawn(tar.send(tx));

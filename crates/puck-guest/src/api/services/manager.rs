@@ -152,7 +152,8 @@ impl Services {
                 return Ok((Arc::clone(old), Some(told).filter(|_| !runs)));
             }
             Some(old) => {
-                old.stop(super::STOP_TIMEOUT).await;
+                old.stop(super::STOP_TIMEOUT);
+                old.stopped().await;
                 old.voice.clone()
             }
             None => Voice::new(Log::new(set.sandbox.logs().to_owned(), name)),
@@ -184,8 +185,12 @@ impl Services {
         Ok((service, Some(told).filter(|_| !goes_on)))
     }
 
-    /// Notes that a service is to stay stopped; the caller stops it.
-    pub(super) async fn stopping(&self, name: &ServiceName) -> Result<Arc<Service>, Refusal> {
+    /// Stops a service for good; it has `grace` to end by itself. Also returns its events from before that on.
+    pub(super) async fn stop(
+        &self,
+        name: &ServiceName,
+        grace: Duration,
+    ) -> Result<(Arc<Service>, Events), Refusal> {
         let _changing = self.changing.lock().await;
         let set = self.set().await?;
         let service = set.find(name).ok_or_else(|| unknown(name))?;
@@ -193,7 +198,9 @@ impl Services {
             return Err(not_running(name));
         }
         set.mark(name, true).await?;
-        Ok(service)
+        let told = service.voice.events.subscribe();
+        service.stop(grace);
+        Ok((service, told))
     }
 
     /// Forgets a service. Its log stays.
@@ -270,9 +277,15 @@ impl Set {
             let needs = &running.definition.needs;
             let ready = async || {
                 for name in needs {
-                    let needed = set.upgrade().and_then(|set| set.find(name));
-                    if let Some(needed) = needed {
-                        needed.ready(is_open).await;
+                    // One that is defined anew meanwhile is another.
+                    while let Some(needed) = set.upgrade().and_then(|set| set.find(name))
+                        && !needed.ready(is_open).await
+                    {
+                        let now = set.upgrade().and_then(|set| set.find(name));
+                        if now.is_some_and(|now| Arc::ptr_eq(&now, &needed)) {
+                            // The container has ended, and this task ends next.
+                            std::future::pending::<()>().await;
+                        }
                     }
                 }
             };
@@ -281,6 +294,7 @@ impl Set {
         let entry = Entry { service: Arc::clone(&service), task: task.abort_handle() };
         if let Some(old) = self.services().insert(service.name.clone(), entry) {
             old.task.abort();
+            old.service.over();
         }
     }
 

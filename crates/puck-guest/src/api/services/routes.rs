@@ -116,13 +116,12 @@ async fn stop(
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Refusal> {
     let (name, grace) = (name(&path)?, parameter(raw.as_deref(), "timeout", STOP_TIMEOUT)?);
-    let service = agent.services.stopping(&name).await?;
-    let mut told = service.voice.events.subscribe();
+    let (service, mut told) = agent.services.stop(&name, grace).await?;
     let hold = agent.activity.hold(format!("stop of service {name}"));
     let (lines, response) = ndjson();
     tokio::spawn(async move {
         let _hold = hold;
-        let ended = service.stop(grace);
+        let ended = service.stopped();
         let mut ended = std::pin::pin!(ended);
         loop {
             tokio::select! {

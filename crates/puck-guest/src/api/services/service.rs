@@ -192,18 +192,24 @@ impl Service {
         });
     }
 
-    /// Stops it, and returns when it has ended, or its container has.
-    pub(super) async fn stop(&self, grace: Duration) {
+    /// Stops it; a process has so long to end by itself.
+    pub(super) fn stop(&self, grace: Duration) {
         self.wanted.send_replace(Wanted::Stopped(grace));
+    }
+
+    /// Waits until it has ended after a stop, or its container has, or somebody wants it to run again.
+    pub(super) async fn stopped(&self) {
         let (mut state, mut over) = (self.state.subscribe(), self.is_over.subscribe());
+        let mut wanted = self.wanted.subscribe();
         // The senders live as long as this service.
         tokio::select! {
             _ = state.wait_for(|state| state.status == ServiceStatus::Stopped) => {}
             _ = over.wait_for(|is_over| *is_over) => {}
+            _ = wanted.wait_for(|wanted| matches!(wanted, Wanted::Running(_))) => {}
         }
     }
 
-    /// Its container has ended.
+    /// Its container has ended, or another has its name.
     pub(super) fn over(&self) {
         self.is_over.send_replace(true);
     }
@@ -221,16 +227,23 @@ impl Service {
         }
     }
 
-    /// Waits until it runs; with a port, until `is_open` says that it is open.
-    pub(super) async fn ready(&self, is_open: impl Fn(u16) -> bool) {
+    /// Waits until it runs; with a port, until `is_open` says that it is open. False if it never will, because it is over.
+    pub(super) async fn ready(&self, is_open: impl Fn(u16) -> bool) -> bool {
         const LOOK: Duration = Duration::from_millis(100);
-        loop {
-            let mut state = self.state.subscribe();
-            drop(state.wait_for(|state| state.status == ServiceStatus::Running).await);
-            match self.definition.http_port {
-                Some(port) if !is_open(port) => tokio::time::sleep(LOOK).await,
-                _ => return,
+        let mut over = self.is_over.subscribe();
+        let ready = async {
+            loop {
+                let mut state = self.state.subscribe();
+                drop(state.wait_for(|state| state.status == ServiceStatus::Running).await);
+                match self.definition.http_port {
+                    Some(port) if !is_open(port) => tokio::time::sleep(LOOK).await,
+                    _ => return,
+                }
             }
+        };
+        tokio::select! {
+            () = ready => true,
+            _ = over.wait_for(|is_over| *is_over) => false,
         }
     }
 
