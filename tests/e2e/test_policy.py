@@ -365,7 +365,7 @@ def test_a_machine_that_cannot_take_a_policy_ends_and_wakes_with_it(servers):
 
 def test_privileges_that_cannot_be_given_are_refused(server, sprite, name):
     path = f"/v1/sprites/{name}/policy/privileges"
-    refused = ({"profile": "privileged"}, {"profile": "root"}, {"devices": ["kvm"]}, {"devices": ["../null"]}, {"noNewPrivileges": "yes"}, {"more": 1})
+    refused = ({"profile": "privileged"}, {"profile": "root"}, {"devices": ["kvm"]}, {"devices": ["../null"]}, {"devices": ["null"] * 7}, {"noNewPrivileges": "yes"}, {"more": 1})
     for body in refused:
         answer = call(server, "POST", path, json=body)
         assert answer.status_code == 400 and isinstance(answer.json()["error"], str), body

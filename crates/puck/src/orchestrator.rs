@@ -127,7 +127,7 @@ impl Orchestrator {
     }
 
     /// What machines are told about the sprite of a record, which may have changed by then.
-    pub(crate) fn who(&self, record: &SpriteRecord) -> Who {
+    pub(crate) fn who(&self, record: &Arc<SpriteRecord>) -> Who {
         let (account, authority) = (self.account.clone(), self.authority.clone());
         let record = record.clone();
         Arc::new(move || {
@@ -179,7 +179,7 @@ impl Orchestrator {
     }
 
     /// Wakes a sprite if it sleeps, and keeps it awake for as long as the lease lives.
-    async fn lease(&self, record: &SpriteRecord) -> Result<Lease, Refusal> {
+    async fn lease(&self, record: &Arc<SpriteRecord>) -> Result<Lease, Refusal> {
         let disk = disk(record);
         let lease = self.worker.lease(record.id, &disk, self.who(record));
         match tokio::time::timeout(WAKE_WAIT_MAX, lease).await {

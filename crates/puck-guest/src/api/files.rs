@@ -37,11 +37,12 @@ use super::{Agent, Withdrawal, answer::Refusal};
 use ::api::query::Query;
 use axum::{
     Router,
-    body::Bytes,
+    body::{Body, Bytes},
     routing::{delete, get, post, put},
 };
-use std::sync::Arc;
-use tokio::sync::Semaphore;
+use futures::stream;
+use std::{io, sync::Arc};
+use tokio::sync::{Semaphore, mpsc};
 
 /// The most file operations that use a thread at once; more wait.
 const OPERATIONS_MAX: usize = 64;
@@ -97,6 +98,14 @@ impl Call {
         let actor = Actor::of(query.flag("asRoot"));
         Ok(Self { query, path, actor })
     }
+}
+
+/// A body of what comes through a channel. An error breaks it off.
+fn streamed(pieces: mpsc::Receiver<io::Result<Bytes>>) -> Body {
+    Body::from_stream(stream::unfold(pieces, async |mut pieces| {
+        let piece = pieces.recv().await?;
+        Some((piece, pieces))
+    }))
 }
 
 /// What a file call says in its body.

@@ -43,7 +43,7 @@ pub(super) async fn fork(
 impl Orchestrator {
     async fn fork(
         &self,
-        source: &SpriteRecord,
+        source: &Arc<SpriteRecord>,
         name: SpriteName,
         checkpoint: Option<&str>,
     ) -> Result<Arc<SpriteRecord>, Refusal> {

@@ -101,6 +101,10 @@ pub(super) fn check(orchestrator: &Orchestrator, policies: &Policies) -> Result<
         let message = "invalid profile: the sprites of this server share its kernel, so none can be privileged";
         return Err(Refusal::invalid(vec![message.to_owned()]));
     }
+    if policies.privileges.devices.len() > DEVICES.len() {
+        let message = format!("too many devices, at most {}", DEVICES.len());
+        return Err(Refusal::invalid(vec![message]));
+    }
     let unknown = |device: &&String| !DEVICES.contains(&device.as_str());
     if let Some(device) = policies.privileges.devices.iter().find(unknown) {
         let message = format!("invalid device {device:?}, must be one of: {}", DEVICES.join(", "));

@@ -75,7 +75,7 @@ pub(super) async fn proxy(
 /// business: as nothing has been sent to it, the call is held while the sprite wakes once more.
 pub(super) async fn reach(
     orchestrator: &Orchestrator,
-    record: &SpriteRecord,
+    record: &Arc<SpriteRecord>,
 ) -> Result<(Lease, SendRequest<Body>), Refusal> {
     let mut changes = orchestrator.worker.changes();
     let deadline = Instant::now() + DEATH_WAIT_MAX;

@@ -117,6 +117,7 @@ impl Sprite {
             site: site.clone(),
             disk,
             machine,
+            told: None,
             next: VecDeque::new(),
             leases: Arc::new(()),
             awake: publish,
@@ -185,6 +186,8 @@ struct Task {
     site: Arc<Site>,
     disk: Disk,
     machine: Option<Machine>,
+    /// What the machine was told last, if that is known.
+    told: Option<Identity>,
     /// Commands that come before those in the queue.
     next: VecDeque<Command>,
     leases: Arc<()>,
@@ -271,7 +274,14 @@ impl Task {
     /// Policies must not stay as they were in a machine that cannot take new ones.
     async fn identify(&mut self, who: &Who) {
         let Some(machine) = &self.machine else { return };
-        let Err(error) = machine.agent().identify(&who()).await else { return };
+        let identity = who();
+        if self.told.as_ref() == Some(&identity) {
+            return;
+        }
+        let Err(error) = machine.agent().identify(&identity).await else {
+            self.told = Some(identity);
+            return;
+        };
         warn!(volume = %self.disk.volume, error = &error as &dyn std::error::Error, "a machine does not take its settings and ends; the next call wakes its sprite with them");
         if let Some(machine) = self.machine.take() {
             machine.kill().await;
@@ -304,9 +314,9 @@ impl Task {
 
     async fn wake(&mut self, identity: Identity) -> Result<(), WakeError> {
         let begin = Instant::now();
-        match Machine::boot(&self.site, self.disk.clone(), Purpose::Wake(identity), &self.doomed)
-            .await
-        {
+        self.told = Some(identity.clone());
+        let purpose = Purpose::Wake(identity);
+        match Machine::boot(&self.site, self.disk.clone(), purpose, &self.doomed).await {
             Ok(machine) => {
                 info!(volume = %self.disk.volume, milliseconds = begin.elapsed().as_millis(), "sprite woke");
                 self.awake.send_replace(Some(machine.agent().clone()));

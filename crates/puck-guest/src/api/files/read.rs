@@ -1,6 +1,6 @@
 //! `GET fs/read`: the bytes of a file, or one range of them.
 
-use super::{Call, FileError, act};
+use super::{Call, FileError, act, streamed};
 use crate::api::{Agent, Withdrawal, answer::Refusal};
 use axum::{
     body::Body,
@@ -9,7 +9,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::{Bytes, BytesMut};
-use futures::stream;
 use std::{
     fs::File,
     io::{self, SeekFrom},
@@ -82,10 +81,7 @@ fn pieces(file: tokio::fs::File, length: u64, mut withdrawal: Withdrawal) -> Bod
             () = send(file.take(length), tx) => {}
         }
     });
-    Body::from_stream(stream::unfold(rx, async |mut rx: mpsc::Receiver<io::Result<Bytes>>| {
-        let piece = rx.recv().await?;
-        Some((piece, rx))
-    }))
+    streamed(rx)
 }
 
 async fn send(mut file: tokio::io::Take<tokio::fs::File>, tx: mpsc::Sender<io::Result<Bytes>>) {

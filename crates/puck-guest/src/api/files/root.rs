@@ -148,7 +148,7 @@ mod tests {
             fs::create_dir_all(dir).expect("a directory");
             fs::write(dir.join("file"), text).expect("a file");
         }
-        // As a path, from the root up, and as the kernel would know the way.
+        // Outside for whoever does not stop at the root.
         let to_outside = outside.to_str().expect("text");
         symlink(format!("../../../../../../../../{to_outside}"), inner.join("link"))
             .expect("a link");

@@ -2,13 +2,15 @@
 //!
 //! The sprite's own `tar` works in the container, as the user: what a crafted archive does there is what that user could do
 //! anyway, and nothing of it is looked at here. Modes, times and links are kept; owners too with `asRoot=true`. Both
-//! directions stream. An archive that breaks off is not whole, and what came until then stays unpacked.
+//! directions stream. An archive that breaks off is not whole, and what came until then stays unpacked. What is mounted in a tree,
+//! such as `/proc` and checkpoints, is no part of it.
 //!
 //! A client that leaves closes its pipe, and `tar` ends by that.
 
 use super::{
     Call, FileError, act,
     actor::Actor,
+    streamed,
     write::{self, Parents},
 };
 use crate::api::{Agent, Withdrawal, answer::Refusal, exec};
@@ -21,7 +23,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::{Bytes, BytesMut};
-use futures::{StreamExt, stream};
+use futures::StreamExt;
 use guest::container::{Command, ProcessIo, Stdio, User};
 use rustix::{
     fs::{FileType, OFlags},
@@ -49,7 +51,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// The exit code of `tar` when a file changed while it was read: the archive is whole all the same.
 const CHANGED: u8 = 1;
 
-/// `tar` at work. It stays on the disk that it begins on: what is mounted there, such as `/proc` and checkpoints, is no part of a tree.
+/// `tar` at work.
 struct Tar {
     process: Arc<dyn crate::api::sandbox::Process>,
     stdin: Option<pipe::Sender>,
@@ -75,11 +77,7 @@ pub(super) async fn pack(
     let tar = Tar::start(&agent, actor, &arguments, false).await?;
     let (tx, rx) = mpsc::channel(1);
     tokio::spawn(tar.send(tx));
-    let body =
-        Body::from_stream(stream::unfold(rx, async |mut rx: mpsc::Receiver<io::Result<Bytes>>| {
-            Some((rx.recv().await?, rx))
-        }));
-    Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
+    Ok(([(header::CONTENT_TYPE, "application/x-tar")], streamed(rx)).into_response())
 }
 
 pub(super) async fn unpack(
